@@ -1,0 +1,339 @@
+#include "dense_crf.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "denormals.h"
+#include "lattice_geometry.h"
+
+namespace deeplab_fast {
+namespace {
+
+// Values on the vertices of one lattice: what is sliced from now, and what is splatted for the next iteration.
+struct VertexRows {
+  Buffer<float> blurred, next;
+};
+
+void zero(Buffer<float>& buffer, Parallel& parallel) {
+  constexpr int64_t kParts = 32;
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(buffer.size(), kParts, part);
+    std::memset(buffer.data() + range.begin, 0, sizeof(float) * (range.end - range.begin));
+  });
+}
+
+// One filtering of a scalar per point with the normalisation's two factors: after * K(before * values).
+void filter_scalar(const Pairwise& pairwise, const float* values, float* out, Parallel& parallel) {
+  const Lattice& lattice = pairwise.lattice;
+  std::vector<float> none;
+  Taps taps = pairwise.taps(1, 1, none);
+  taps.scale = slice_scale(lattice.dimensions);
+  Buffer<float> rows(lattice.rows());
+  zero(rows, parallel);
+  const auto chunks = static_cast<int64_t>(lattice.chunks.size());
+  parallel_for(parallel, chunks, [&](int64_t c) {
+    const FlushDenormals flush;
+    isa().splat(taps, lattice.chunks[c].begin, lattice.chunks[c].end, 1, values + lattice.chunks[c].begin, 1, rows.data());
+  });
+  fold_and_blur(lattice, 1, rows.data(), false, parallel);
+  parallel_for(parallel, chunks, [&](int64_t c) {
+    const FlushDenormals flush;
+    isa().slice(taps, lattice.chunks[c].begin, lattice.chunks[c].end, 1, rows.data(), out + lattice.chunks[c].begin, 1);
+  });
+}
+
+// The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
+class Iterator {
+ public:
+  Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, int64_t points,
+           Parallel& parallel)
+      : unary_(unary), pairwise_(pairwise), parallel_(parallel), lanes_(row_lanes(unary.groups())),
+        multiplicity_(lanes_, 0.0f), compat_(pairwise.size()), rows_(pairwise.size()) {
+    for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
+    for (size_t k = 0; k < pairwise.size(); ++k) {
+      taps_.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
+      const int64_t size = pairwise[k]->lattice.rows() * lanes_;
+      rows_[k].next.reset(size);
+    }
+    if (!pairwise.empty()) {
+      chunks_ = pairwise[0]->lattice.chunks;
+    } else {
+      chunks_ = {{0, points}};
+    }
+  }
+
+  PixelPass make_pass() const {
+    PixelPass pass{};
+    pass.labels = unary_.groups(), pass.lanes = lanes_;
+    pass.negative_unary = unary_.negative.data();
+    pass.multiplicity = multiplicity_.data();
+    pass.kernels = taps_.data(), pass.kernel_count = static_cast<int32_t>(taps_.size());
+    pass.normalize = true;
+    pass.out_labels = unary_.labels;
+    pass.lane_of_label = unary_.collapsed() ? unary_.group_of_label.data() : nullptr;
+    return pass;
+  }
+
+  // Splats rows that the caller has (instead of those a pass computes).
+  void splat(const float* q, int labels) {
+    prepare_next();
+    parallel_for(parallel_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) {
+      const FlushDenormals flush;
+      std::vector<float> padded(lanes_);
+      for (int64_t i = chunks_[c].begin; i < chunks_[c].end; ++i) {
+        std::copy_n(q + i * labels, labels, padded.begin());
+        for (const Taps& taps : taps_) isa().splat(taps, i, i + 1, lanes_, padded.data(), lanes_, taps.next);
+      }
+    });
+  }
+
+  void run(PixelPass pass) {
+    if (pass.splat) prepare_next();
+    pass.kernels = taps_.data();
+    parallel_for(parallel_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) {
+      const FlushDenormals flush;
+      Buffer<float> scratch(isa().pixel_pass_scratch(lanes_));
+      PixelPass part = pass;
+      part.begin = chunks_[c].begin, part.end = chunks_[c].end, part.scratch = scratch.data();
+      isa().pixel_pass(part);
+    });
+  }
+
+  // Filters what was splatted, so that the next pass can slice it.
+  void blur() {
+    for (size_t k = 0; k < taps_.size(); ++k) {
+      fold_and_blur(pairwise_[k]->lattice, lanes_, rows_[k].next.data(), false, parallel_);
+      std::swap(rows_[k].next, rows_[k].blurred);
+      taps_[k].blurred = rows_[k].blurred.data();
+    }
+  }
+
+ private:
+  void prepare_next() {
+    for (size_t k = 0; k < taps_.size(); ++k) {
+      if (rows_[k].next.size() == 0) rows_[k].next.reset(rows_[k].blurred.size());
+      zero(rows_[k].next, parallel_);
+      taps_[k].next = rows_[k].next.data();
+    }
+  }
+
+  const UnaryRows& unary_;
+  const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
+  Parallel& parallel_;
+  int lanes_;
+  std::vector<float> multiplicity_;
+  std::vector<std::vector<float>> compat_;
+  std::vector<VertexRows> rows_;
+  std::vector<Taps> taps_;
+  std::vector<Range> chunks_;
+};
+
+}  // namespace
+
+Pairwise::Pairwise(const float* features, int dimensions, int64_t points, const float* values, Compat compat_kind,
+                   int labels, Normalization how, Parallel& parallel)
+    : lattice(features, dimensions, points, parallel), kind(compat_kind), normalization(how) {
+  const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
+  compat.assign(values, values + count);
+  if (how == Normalization::kNone) return;
+  Buffer<float> factors(points);
+  std::fill(factors.begin(), factors.end(), 1.0f);
+  normalization = Normalization::kNone;
+  filter_scalar(*this, factors.data(), factors.data(), parallel);
+  normalization = how;
+  for (float& n : factors) {
+    const double sum = static_cast<double>(n) + 1e-20;
+    n = static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
+  }
+  norm = std::move(factors);
+}
+
+Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
+  Taps taps = lattice.make_taps();
+  taps.compat = kind;
+  if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) taps.before = norm.data();
+  if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) taps.after = norm.data();
+  if (kind == Compat::kPotts) {
+    taps.scale *= compat[0];
+  } else {
+    const int rows = kind == Compat::kMatrix ? labels : 1;
+    padded.assign(static_cast<size_t>(rows) * lanes, 0.0f);
+    for (int l = 0; l < rows; ++l) std::copy_n(&compat[static_cast<size_t>(l) * labels], labels, &padded[static_cast<size_t>(l) * lanes]);
+    taps.matrix = padded.data();
+  }
+  return taps;
+}
+
+DenseCrf::DenseCrf(int64_t points, int labels) : points_(points), labels_(labels) {}
+
+void DenseCrf::set_unary(const float* unary, Parallel& parallel) {
+  unary_of_every_label_ = UnaryRows();
+  unary_ = group_equal_labels(unary, labels_, points_, parallel);
+}
+
+void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
+                            Normalization normalization, Parallel& parallel) {
+  pairwise_.push_back(
+      std::make_unique<Pairwise>(features, dimensions, points_, compat, kind, labels_, normalization, parallel));
+}
+
+bool DenseCrf::all_potts() const {
+  return std::all_of(pairwise_.begin(), pairwise_.end(), [](const auto& p) { return p->kind == Compat::kPotts; });
+}
+
+const UnaryRows& DenseCrf::unary_rows(bool every_label, Parallel& parallel) {
+  if (unary_.labels == 0) set_unary(nullptr, parallel);
+  if (!every_label || !unary_.collapsed()) return unary_;
+  if (unary_of_every_label_.labels == 0) unary_of_every_label_ = expand_groups(unary_, points_, parallel);
+  return unary_of_every_label_;
+}
+
+void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
+  const UnaryRows* unary = &unary_rows(!all_potts(), parallel);
+  UnaryRows merged;
+  if (collapse_ > 0 && all_potts()) {
+    float bound = 0;
+    for (const auto& pairwise : pairwise_) {
+      Buffer<float> ones(points_);
+      std::fill(ones.begin(), ones.end(), 1.0f);
+      filter_scalar(*pairwise, ones.data(), ones.data(), parallel);
+      bound += std::max(pairwise->compat[0], 0.0f) * *std::max_element(ones.begin(), ones.end());
+    }
+    merged = group_unlikely_labels(*unary, points_, collapse_, bound, parallel);
+    if (merged.labels > 0) unary = &merged;
+  }
+  if (unary->groups() == 2 && labels_ == 2 && all_potts()) return binary_inference(iterations, q, parallel);
+
+  Iterator iterator(*unary, pairwise_, points_, parallel);
+  PixelPass pass = iterator.make_pass();
+  for (int i = 0; i <= iterations; ++i) {
+    pass.slice = i > 0, pass.splat = i < iterations;
+    pass.out = i < iterations ? nullptr : q;
+    iterator.run(pass);
+    if (pass.splat) iterator.blur();
+  }
+}
+
+// With two labels F(Q_1) = F(1) - F(Q_0), so one value per vertex is enough: the score that label 0 has over label 1 is
+//   U_1 - U_0 + sum over kernels of w (2 F(Q_0) - F(1)).
+void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
+  const int lanes = row_lanes(2);
+  Buffer<float> start(points_), bias(points_);
+  for (int64_t i = 0; i < points_; ++i)
+    bias[i] = start[i] = unary_.negative[i * lanes] - unary_.negative[i * lanes + 1];
+  std::vector<Taps> taps;
+  std::vector<VertexRows> rows(pairwise_.size());
+  std::vector<float> none;
+  for (size_t k = 0; k < pairwise_.size(); ++k) {
+    taps.push_back(pairwise_[k]->taps(2, 1, none));
+    taps[k].scale *= 2;
+    Buffer<float> ones(points_);
+    std::fill(ones.begin(), ones.end(), 1.0f);
+    filter_scalar(*pairwise_[k], ones.data(), ones.data(), parallel);
+    for (int64_t i = 0; i < points_; ++i) bias[i] -= pairwise_[k]->compat[0] * ones[i];
+    rows[k].blurred.reset(pairwise_[k]->lattice.rows());
+    rows[k].next.reset(pairwise_[k]->lattice.rows());
+  }
+  const std::vector<Range> chunks = pairwise_.empty() ? std::vector<Range>{{0, points_}} : pairwise_[0]->lattice.chunks;
+  for (int i = 0; i <= iterations; ++i) {
+    BinaryPass pass{};
+    pass.bias = i > 0 ? bias.data() : start.data();
+    pass.slice = i > 0, pass.splat = i < iterations;
+    pass.out = i < iterations ? nullptr : q;
+    pass.kernels = taps.data(), pass.kernel_count = static_cast<int32_t>(taps.size());
+    for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
+      zero(rows[k].next, parallel);
+      taps[k].next = rows[k].next.data();
+    }
+    parallel_for(parallel, static_cast<int64_t>(chunks.size()), [&](int64_t c) {
+      const FlushDenormals flush;
+      BinaryPass part = pass;
+      part.begin = chunks[c].begin, part.end = chunks[c].end;
+      isa().binary_pass(part);
+    });
+    for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
+      fold_and_blur(pairwise_[k]->lattice, 1, rows[k].next.data(), false, parallel);
+      std::swap(rows[k].next, rows[k].blurred);
+      taps[k].blurred = rows[k].blurred.data();
+    }
+  }
+}
+
+void DenseCrf::start(float* q, Parallel& parallel) {
+  const std::vector<std::unique_ptr<Pairwise>> none;
+  Iterator iterator(unary_rows(true, parallel), none, points_, parallel);
+  PixelPass pass = iterator.make_pass();
+  pass.out = q;
+  iterator.run(pass);
+}
+
+void DenseCrf::apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel) {
+  Iterator iterator(unary_rows(true, parallel), pairwise_, points_, parallel);
+  iterator.splat(q, labels_);
+  iterator.blur();
+  PixelPass pass = iterator.make_pass();
+  pass.slice = true, pass.normalize = normalize, pass.out = out;
+  iterator.run(pass);
+}
+
+void DenseCrf::step(float* q, Parallel& parallel) { apply_pairwise(q, q, true, parallel); }
+
+double DenseCrf::kl_divergence(const float* q, Parallel& parallel) {
+  Buffer<float> score(points_ * labels_);  // -U minus the pairwise terms
+  apply_pairwise(q, score.data(), false, parallel);
+  constexpr int64_t kParts = 64;
+  std::vector<double> sums(kParts);
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(points_ * labels_, kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i)
+      sums[part] += static_cast<double>(q[i]) * (std::log(std::max(static_cast<double>(q[i]), 1e-20)) - score[i]);
+  });
+  double sum = 0;
+  for (double part : sums) sum += part;
+  return sum;
+}
+
+namespace {
+
+void position_features(int64_t width, int64_t height, float sx, float sy, float* features, Parallel& parallel) {
+  const int64_t points = width * height;
+  parallel_for(parallel, height, [&](int64_t y) {
+    for (int64_t x = 0; x < width; ++x) {
+      features[y * width + x] = static_cast<float>(x) / sx;
+      features[points + y * width + x] = static_cast<float>(y) / sy;
+    }
+  });
+}
+
+}  // namespace
+
+Buffer<float> gaussian_features(int64_t width, int64_t height, float sx, float sy, Parallel& parallel) {
+  Buffer<float> features(2 * width * height);
+  position_features(width, height, sx, sy, features.data(), parallel);
+  return features;
+}
+
+Buffer<float> bilateral_features(int64_t width, int64_t height, float sx, float sy, const float sigma_rgb[3],
+                                 const uint8_t* image, Parallel& parallel) {
+  const int64_t points = width * height;
+  Buffer<float> features(5 * points);
+  position_features(width, height, sx, sy, features.data(), parallel);
+  parallel_for(parallel, height, [&](int64_t y) {
+    for (int64_t i = y * width; i < (y + 1) * width; ++i)
+      for (int c = 0; c < 3; ++c) features[(2 + c) * points + i] = static_cast<float>(image[3 * i + c]) / sigma_rgb[c];
+  });
+  return features;
+}
+
+void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel) {
+  constexpr int64_t kTile = 64, kTask = 4096;
+  parallel_for(parallel, (points + kTask - 1) / kTask, [&](int64_t task) {
+    const int64_t end = std::min(points, (task + 1) * kTask);
+    for (int64_t tile = task * kTask; tile < end; tile += kTile)
+      for (int l = 0; l < labels; ++l)
+        for (int64_t i = tile; i < std::min(end, tile + kTile); ++i) out[l * points + i] = q[i * labels + l];
+  });
+}
+
+}  // namespace deeplab_fast

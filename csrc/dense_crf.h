@@ -1,0 +1,74 @@
+// Mean-field inference in a fully connected CRF (Krähenbühl and Koltun, 2011): pydensecrf's semantics, in one pass over
+// the pixels per iteration. Knows neither torch nor Python.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "buffer.h"
+#include "isa.h"
+#include "label_groups.h"
+#include "lattice.h"
+#include "parallel.h"
+
+namespace deeplab_fast {
+
+enum class Normalization { kNone = 0, kBefore = 1, kAfter = 2, kSymmetric = 3 };
+
+// One pairwise term: Gaussian kernel on the features, normalisation, label compatibility.
+struct Pairwise {
+  // compat: 1 value (Potts: -w F(Q)), labels values (+ v F(Q)) or labels x labels, symmetric (+ M F(Q)).
+  Pairwise(const float* features, int dimensions, int64_t points, const float* compat, Compat kind, int labels,
+           Normalization normalization, Parallel& parallel);
+
+  Lattice lattice;
+  Compat kind;
+  Normalization normalization;
+  std::vector<float> compat;
+  Buffer<float> norm;  // [points] 1 / (n + 1e-20) or its square root, n the filtered ones; empty for kNone
+
+  // What the pixel pass needs, with compat padded to `lanes` in `padded`.
+  Taps taps(int labels, int lanes, std::vector<float>& padded) const;
+};
+
+class DenseCrf {
+ public:
+  DenseCrf(int64_t points, int labels);
+
+  void set_unary(const float* unary, Parallel& parallel);  // [labels][points]; null: none
+  void add_pairwise(const float* features, int dimensions, const float* compat, Compat kind, Normalization normalization,
+                    Parallel& parallel);
+  void set_collapse(float epsilon) { collapse_ = epsilon; }
+
+  int64_t points() const { return points_; }
+  int labels() const { return labels_; }
+
+  // q[i * labels + l], pixel-major.
+  void inference(int iterations, float* q, Parallel& parallel);
+  void start(float* q, Parallel& parallel);         // softmax(-U)
+  void step(float* q, Parallel& parallel);          // one iteration, in place
+  double kl_divergence(const float* q, Parallel& parallel);
+
+ private:
+  bool all_potts() const;
+  const UnaryRows& unary_rows(bool every_label, Parallel& parallel);
+  void apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel);
+  void binary_inference(int iterations, float* q, Parallel& parallel);
+
+  int64_t points_;
+  int labels_;
+  float collapse_ = 0;
+  UnaryRows unary_, unary_of_every_label_;
+  std::vector<std::unique_ptr<Pairwise>> pairwise_;
+};
+
+// Features of pydensecrf's 2-D kernels: [2][H*W] (x/sx, y/sy); [5][H*W] with (r/sr, g/sg, b/sb) of an (H,W,3) image.
+Buffer<float> gaussian_features(int64_t width, int64_t height, float sx, float sy, Parallel& parallel);
+Buffer<float> bilateral_features(int64_t width, int64_t height, float sx, float sy, const float sigma_rgb[3],
+                                 const uint8_t* image, Parallel& parallel);
+
+// q[i * labels + l] -> out[l * points + i].
+void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel);
+
+}  // namespace deeplab_fast

@@ -1,0 +1,96 @@
+// The wide inner loops, compiled once per instruction set from the same sources (geometry_isa.cpp, rows_isa.cpp,
+// mean_field_isa.cpp) and chosen at run time. Everything behind this table works on one range of one task; the callers
+// cut the ranges and own the memory.
+#pragma once
+
+#include <cstdint>
+
+namespace deeplab_fast {
+
+// Points located by one call of `locate`.
+constexpr int kPointBlock = 32;
+
+struct SimplexBlock {
+  int32_t* cell;  // [D+1][kPointBlock]
+  int32_t* rank;  // [D+1][kPointBlock]
+  float* delta;   // [D+1][kPointBlock]
+};
+
+struct FeatureRange {
+  float low, high;
+  bool finite;
+};
+
+// One pairwise kernel as the pixel pass sees it. A row is `lanes` floats, one vertex's labels.
+enum class Compat : int32_t { kPotts, kDiagonal, kMatrix };
+struct Taps {
+  int32_t count;          // vertices a point touches, D+1
+  const int32_t* vertex;  // [points][count] row to slice from
+  const int32_t* row;     // [points][count] row to splat into
+  const float* weight;    // [points][count] barycentric
+  const float* before;    // [points] factor before the splat, or null
+  const float* after;     // [points] factor after the slice, or null
+  const float* blurred;   // rows, this iteration's filtered Q
+  float* next;            // rows, zeroed, receives the splat of the new Q
+  Compat compat;
+  float scale;            // Potts: compat weight and slice scale; else the slice scale
+  const float* matrix;    // kDiagonal: [lanes]; kMatrix: [labels][lanes]; row l multiplies F(Q)_l
+};
+
+struct PixelPass {
+  int64_t begin, end;
+  int32_t labels, lanes;         // lanes: labels rounded up to whole vectors
+  const float* negative_unary;   // [points][lanes], padding very negative
+  const float* multiplicity;     // [lanes] labels a lane stands for, 0 in the padding
+  const Taps* kernels;
+  int32_t kernel_count;
+  bool slice;                    // add the pairwise terms (false: the start, Q = softmax(-U))
+  bool splat;                    // scatter the new Q into each kernel's `next`
+  bool normalize;                // softmax (false: leave -U minus pairwise, for the KL divergence)
+  float* out;                    // [points][out_labels] or null: where to store Q
+  int32_t out_labels;
+  const int32_t* lane_of_label;  // [out_labels] which lane a label is stored from; null: its own
+  float* scratch;                // pixel_pass_scratch(lanes) floats
+};
+
+// Two labels under Potts compatibility: one scalar per vertex, see mean_field.cpp.
+struct BinaryPass {
+  int64_t begin, end;
+  const float* bias;             // [points] score difference before the pairwise terms
+  const Taps* kernels;           // scale is twice the Potts weight times the slice scale
+  int32_t kernel_count;
+  bool slice, splat;
+  float* out;                    // [points][2] or null
+};
+
+struct Isa {
+  const char* name;
+  // features[d * stride + i], i in [begin, begin + count), count <= kPointBlock
+  void (*locate)(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
+                 SimplexBlock out);
+  FeatureRange (*feature_range)(const float* values, int64_t count);
+  // rows[target[p][j]] += weight[p][j] * factor[p] * source[p]  (factor may be null), source[p] at source + p * stride
+  void (*splat)(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* source, int64_t stride, float* rows);
+  // out[p] = scale * factor[p] * sum_j weight[p][j] * rows[vertex[p][j]]
+  void (*slice)(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* rows, float* out, int64_t stride);
+  // Blurs chains in place (see Lattice::Chains); `lanes` of a row of `stride` floats.
+  void (*blur)(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows);
+  // rows[target[i]] += rows[first + i], for i in [begin, end)
+  void (*fold)(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows);
+  int (*pixel_pass_scratch)(int lanes);
+  void (*pixel_pass)(const PixelPass& pass);
+  void (*binary_pass)(const BinaryPass& pass);
+};
+
+// The best table this processor runs, or the one the environment variable DEEPLAB_FAST_ISA names
+// (baseline, avx2, avx512). Throws std::invalid_argument when that one is unknown or not to be had.
+const Isa& isa();
+
+// Floats in a row of `channels` values: whole vectors on every instruction set.
+inline int row_lanes(int channels) {
+  if (channels <= 1) return 1;
+  if (channels <= 4) return 4;
+  return (channels + 7) / 8 * 8;
+}
+
+}  // namespace deeplab_fast

@@ -1,0 +1,62 @@
+// The permutohedral lattice of one set of points: which vertices exist, which of them every point touches and with what
+// weight, and who neighbours whom. Built once, used by every filtering with the same features.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace deeplab_fast {
+
+// One blur axis: vertices form chains of neighbours, and blurring a chain in place reads and writes each row once.
+// `order` lists all chains of two or more vertices, one after another; the first of a chain is bit-complemented (< 0).
+struct Chains {
+  Buffer<int32_t> order;
+  std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
+};
+
+// How coordinates of a vertex are packed into words of 64 bits: see packing.h.
+struct PackedKeys {
+  std::vector<int64_t> low;
+  std::vector<int> word, shift, bits;
+  int words = 1;
+  Buffer<uint64_t> keys;  // [vertices][words], ascending
+};
+
+struct Lattice {
+  // features[d * points + i], float32. Throws std::invalid_argument for features that are not finite or too large.
+  Lattice(const float* features, int dimensions, int64_t points, Parallel& parallel);
+
+  int dimensions;
+  int taps;                     // vertices a point touches: dimensions + 1
+  int64_t points;
+  int64_t vertices = 0;
+  int64_t extra = 0;
+
+  Buffer<int32_t> vertex;       // [points][taps]
+  Buffer<float> weight;         // [points][taps] barycentric coordinates
+  // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
+  // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
+  std::vector<Range> chunks;
+  Buffer<int32_t> row;          // [points][taps]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> extra_vertex; // [extra] ascending
+  std::vector<Chains> chains;   // [taps]
+  PackedKeys packed;
+
+  int64_t rows() const { return vertices + extra; }
+  Taps make_taps() const;
+  // [vertices][dimensions] coordinates (the last one, minus their sum, is left out) and [taps][2][vertices] neighbours.
+  void unpack_keys(int32_t* keys) const;
+  void neighbours(int32_t* out) const;
+};
+
+// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint).
+void fold_and_blur(const Lattice& lattice, int lanes, float* rows, bool reverse, Parallel& parallel);
+
+// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns; slice_scale included.
+void filter(const Lattice& lattice, const float* values, int64_t channels, bool reverse, float* out, Parallel& parallel);
+
+}  // namespace deeplab_fast

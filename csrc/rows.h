@@ -1,0 +1,86 @@
+// A point's share of splat and slice, on a block of N vectors of W labels that stay in registers.
+// Included only by *_isa.cpp files.
+#pragma once
+
+#include "isa.h"
+#include "simd.h"
+
+namespace deeplab_fast {
+namespace DEEPLAB_FAST_ISA_NAME {
+
+#if defined(__AVX512F__)
+constexpr int kWidest = 16;
+#else
+constexpr int kWidest = 8;
+#endif
+
+// Calls body.template run<W, N>(first_lane) for blocks that cover `lanes` (1, 4, or a multiple of 8).
+template <class Body>
+DEEPLAB_FAST_INLINE void for_lane_blocks(int lanes, Body&& body) {
+  int lane = 0;
+  for (; lane + 32 <= lanes; lane += 32) body.template run<kWidest, 32 / kWidest>(lane);
+  switch (lanes - lane) {
+    case 0: return;
+    case 1: return body.template run<1, 1>(lane);
+    case 4: return body.template run<4, 1>(lane);
+    case 8: return body.template run<8, 1>(lane);
+    case 16: return body.template run<kWidest, 16 / kWidest>(lane);
+    default: return body.template run<8, 3>(lane);
+  }
+}
+
+template <int W, int N>
+struct Block {
+  typename Vec<W>::type v[N];
+
+  static DEEPLAB_FAST_INLINE Block zero() {
+    Block block;
+    for (int n = 0; n < N; ++n) block.v[n] = broadcast<W>(0.0f);
+    return block;
+  }
+  static DEEPLAB_FAST_INLINE Block from(const float* memory) {
+    Block block;
+    for (int n = 0; n < N; ++n) block.v[n] = load<W>(memory + n * W);
+    return block;
+  }
+  DEEPLAB_FAST_INLINE void to(float* memory) const {
+    for (int n = 0; n < N; ++n) store<W>(memory + n * W, v[n]);
+  }
+  DEEPLAB_FAST_INLINE void add(const float* memory) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] + load<W>(memory + n * W);
+  }
+  DEEPLAB_FAST_INLINE void add_scaled(float scale, const float* memory) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] + scale * load<W>(memory + n * W);
+  }
+  DEEPLAB_FAST_INLINE void add_scaled(float scale, const Block& other) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] + scale * other.v[n];
+  }
+};
+
+// Sum of the point's vertices' rows, weighted.
+template <int W, int N>
+DEEPLAB_FAST_INLINE Block<W, N> slice_point(const Taps& taps, int64_t point, const float* rows, int64_t stride) {
+  const int32_t* vertex = taps.vertex + point * taps.count;
+  const float* weight = taps.weight + point * taps.count;
+  Block<W, N> sum = Block<W, N>::zero();
+  for (int j = 0; j < taps.count; ++j) sum.add_scaled(weight[j], rows + vertex[j] * stride);
+  return sum;
+}
+
+// Adds the point's value to its vertices' rows.
+template <int W, int N>
+DEEPLAB_FAST_INLINE void splat_point(const Taps& taps, int64_t point, const Block<W, N>& value, float* rows,
+                                     int64_t stride) {
+  const int32_t* target = taps.row + point * taps.count;
+  const float* weight = taps.weight + point * taps.count;
+  const float factor = taps.before != nullptr ? taps.before[point] : 1.0f;
+  for (int j = 0; j < taps.count; ++j) {
+    float* row = rows + target[j] * stride;
+    Block<W, N> sum = Block<W, N>::from(row);
+    sum.add_scaled(weight[j] * factor, value);
+    sum.to(row);
+  }
+}
+
+}  // namespace DEEPLAB_FAST_ISA_NAME
+}  // namespace deeplab_fast

@@ -1,0 +1,98 @@
+// Splat, blur and slice of rows of labels. Compiled per instruction set.
+#include "rows.h"
+
+namespace deeplab_fast {
+namespace DEEPLAB_FAST_ISA_NAME {
+namespace {
+
+struct Splat {
+  const Taps& taps;
+  int64_t begin, end, lanes;
+  const float* source;
+  int64_t stride;
+  float* rows;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    for (int64_t p = begin; p < end; ++p)
+      splat_point<W, N>(taps, p, Block<W, N>::from(source + (p - begin) * stride + lane), rows + lane, lanes);
+  }
+};
+
+struct Slice {
+  const Taps& taps;
+  int64_t begin, end, lanes;
+  const float* rows;
+  float* out;
+  int64_t stride;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    for (int64_t p = begin; p < end; ++p) {
+      Block<W, N> value = slice_point<W, N>(taps, p, rows + lane, lanes);
+      const float factor = taps.scale * (taps.after != nullptr ? taps.after[p] : 1.0f);
+      for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
+      value.to(out + (p - begin) * stride + lane);
+    }
+  }
+};
+
+// new = old + (previous old + next old) / 2. Whether a neighbour is of the same chain is a factor, not a branch: chains
+// are a few vertices long, and a wrong guess at each end would cost more than the arithmetic.
+struct Blur {
+  const int32_t* chain;
+  int64_t count, stride;
+  float* rows;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    constexpr int64_t kAhead = 12;
+    Block<W, N> previous = Block<W, N>::zero();
+    const auto row_of = [&](int64_t i) { return rows + (chain[i] < 0 ? ~chain[i] : chain[i]) * stride + lane; };
+    float* row = row_of(0);
+    Block<W, N> current = Block<W, N>::from(row);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool last = i + 1 == count;
+      const float to_previous = chain[i] < 0 ? 0.0f : 0.5f;
+      const float to_next = last || chain[i + 1] < 0 ? 0.0f : 0.5f;
+      float* next_row = row_of(last ? i : i + 1);
+      prefetch_row(row_of(i + kAhead < count ? i + kAhead : i), W * N);
+      const Block<W, N> next = Block<W, N>::from(next_row);
+      Block<W, N> sum = current;
+      sum.add_scaled(to_previous, previous);
+      sum.add_scaled(to_next, next);
+      sum.to(row);
+      previous = current, current = next, row = next_row;
+    }
+  }
+};
+
+struct Fold {
+  const int32_t* target;
+  int64_t begin, end, first, lanes;
+  float* rows;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    for (int64_t i = begin; i < end; ++i) {
+      float* row = rows + target[i] * lanes + lane;
+      Block<W, N> sum = Block<W, N>::from(row);
+      sum.add(rows + (first + i) * lanes + lane);
+      sum.to(row);
+    }
+  }
+};
+
+}  // namespace
+
+void splat(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* source, int64_t stride, float* rows) {
+  for_lane_blocks(lanes, Splat{taps, begin, end, lanes, source, stride, rows});
+}
+void slice(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* rows, float* out, int64_t stride) {
+  for_lane_blocks(lanes, Slice{taps, begin, end, lanes, rows, out, stride});
+}
+void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
+  if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
+}
+void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
+  if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
+}
+
+}  // namespace DEEPLAB_FAST_ISA_NAME
+}  // namespace deeplab_fast

@@ -1,0 +1,35 @@
+"""Fast kernels for DeepLab-v2: dense CRF, atrous convolution, ASPP.
+
+Importing this package imports neither torch nor the compiled code; each name below does that when first used, so
+``deeplab_fast.pydensecrf`` starts fast and works without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# name -> module that has it
+_LAZY = {
+    "permutohedral_filter": "ops",
+    "dense_crf": "ops",
+    "Lattice": "lattice",
+}
+_MODULES = ("crf", "lattice", "nn", "ops", "pictures", "pydensecrf", "reference")
+
+__all__ = ["__version__", *_LAZY, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

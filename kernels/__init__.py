@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op. Empty until the first op has one."""
