@@ -15,51 +15,29 @@ struct VertexRows {
   Buffer<float> blurred, next;
 };
 
-void zero(Buffer<float>& buffer, Parallel& parallel) {
-  constexpr int64_t kParts = 32;
-  parallel_for(parallel, kParts, [&](int64_t part) {
-    const Range range = part_of(buffer.size(), kParts, part);
-    std::memset(buffer.data() + range.begin, 0, sizeof(float) * (range.end - range.begin));
-  });
-}
-
-// One filtering of a scalar per point with the normalisation's two factors: after * K(before * values).
-void filter_scalar(const Pairwise& pairwise, const float* values, float* out, Parallel& parallel) {
-  const Lattice& lattice = pairwise.lattice;
+// One filtering of ones with the normalisation's two factors: after * K(before).
+Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
   std::vector<float> none;
   Taps taps = pairwise.taps(1, 1, none);
-  taps.scale = slice_scale(lattice.dimensions);
-  Buffer<float> rows(lattice.rows());
-  zero(rows, parallel);
-  const auto chunks = static_cast<int64_t>(lattice.chunks.size());
-  parallel_for(parallel, chunks, [&](int64_t c) {
-    const FlushDenormals flush;
-    isa().splat(taps, lattice.chunks[c].begin, lattice.chunks[c].end, 1, values + lattice.chunks[c].begin, 1, rows.data());
-  });
-  fold_and_blur(lattice, 1, rows.data(), false, parallel);
-  parallel_for(parallel, chunks, [&](int64_t c) {
-    const FlushDenormals flush;
-    isa().slice(taps, lattice.chunks[c].begin, lattice.chunks[c].end, 1, rows.data(), out + lattice.chunks[c].begin, 1);
-  });
+  taps.scale = slice_scale(pairwise.lattice.dimensions);
+  Buffer<float> values(pairwise.lattice.points);
+  std::fill(values.begin(), values.end(), 1.0f);
+  filter(pairwise.lattice, taps, values.data(), 1, false, values.data(), parallel);
+  return values;
 }
 
 // The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
 class Iterator {
  public:
-  Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, int64_t points,
+  Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, const VisitOrder& order,
            Parallel& parallel)
-      : unary_(unary), pairwise_(pairwise), parallel_(parallel), lanes_(row_lanes(unary.groups())),
+      : unary_(unary), pairwise_(pairwise), order_(order), parallel_(parallel), lanes_(row_lanes(unary.groups())),
         multiplicity_(lanes_, 0.0f), compat_(pairwise.size()), rows_(pairwise.size()) {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
     for (size_t k = 0; k < pairwise.size(); ++k) {
       taps_.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
       const int64_t size = pairwise[k]->lattice.rows() * lanes_;
       rows_[k].next.reset(size);
-    }
-    if (!pairwise.empty()) {
-      chunks_ = pairwise[0]->lattice.chunks;
-    } else {
-      chunks_ = {{0, points}};
     }
   }
 
@@ -78,12 +56,12 @@ class Iterator {
   // Splats rows that the caller has (instead of those a pass computes).
   void splat(const float* q, int labels) {
     prepare_next();
-    parallel_for(parallel_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) {
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
-      std::vector<float> padded(lanes_);
-      for (int64_t i = chunks_[c].begin; i < chunks_[c].end; ++i) {
-        std::copy_n(q + i * labels, labels, padded.begin());
-        for (const Taps& taps : taps_) isa().splat(taps, i, i + 1, lanes_, padded.data(), lanes_, taps.next);
+      std::vector<float> padded(int64_t{VisitOrder::kTile} * lanes_);
+      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
+        for (int i = 0; i < tile->count; ++i) std::copy_n(q + (tile->first + i) * labels, labels, &padded[i * lanes_]);
+        for (const Taps& taps : taps_) isa().splat(taps, *tile, lanes_, padded.data(), taps.next);
       }
     });
   }
@@ -91,11 +69,11 @@ class Iterator {
   void run(PixelPass pass) {
     if (pass.splat) prepare_next();
     pass.kernels = taps_.data();
-    parallel_for(parallel_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) {
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       Buffer<float> scratch(isa().pixel_pass_scratch(lanes_));
       PixelPass part = pass;
-      part.begin = chunks_[c].begin, part.end = chunks_[c].end, part.scratch = scratch.data();
+      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk), part.scratch = scratch.data();
       isa().pixel_pass(part);
     });
   }
@@ -103,7 +81,7 @@ class Iterator {
   // Filters what was splatted, so that the next pass can slice it.
   void blur() {
     for (size_t k = 0; k < taps_.size(); ++k) {
-      fold_and_blur(pairwise_[k]->lattice, lanes_, rows_[k].next.data(), false, parallel_);
+      fold_and_blur(pairwise_[k]->lattice, lanes_, rows_[k].next, rows_[k].blurred, false, parallel_);
       std::swap(rows_[k].next, rows_[k].blurred);
       taps_[k].blurred = rows_[k].blurred.data();
     }
@@ -113,34 +91,31 @@ class Iterator {
   void prepare_next() {
     for (size_t k = 0; k < taps_.size(); ++k) {
       if (rows_[k].next.size() == 0) rows_[k].next.reset(rows_[k].blurred.size());
-      zero(rows_[k].next, parallel_);
+      clear_empty_rows(pairwise_[k]->lattice, lanes_, rows_[k].next.data());
       taps_[k].next = rows_[k].next.data();
     }
   }
 
   const UnaryRows& unary_;
   const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
+  const VisitOrder& order_;
   Parallel& parallel_;
   int lanes_;
   std::vector<float> multiplicity_;
   std::vector<std::vector<float>> compat_;
   std::vector<VertexRows> rows_;
   std::vector<Taps> taps_;
-  std::vector<Range> chunks_;
 };
 
 }  // namespace
 
-Pairwise::Pairwise(const float* features, int dimensions, int64_t points, const float* values, Compat compat_kind,
-                   int labels, Normalization how, Parallel& parallel)
-    : lattice(features, dimensions, points, parallel), kind(compat_kind), normalization(how) {
+Pairwise::Pairwise(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, const float* values,
+                   Compat compat_kind, int labels, Normalization how, Parallel& parallel)
+    : lattice(features, dimensions, std::move(order), parallel), kind(compat_kind), normalization(Normalization::kNone) {
   const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
   compat.assign(values, values + count);
   if (how == Normalization::kNone) return;
-  Buffer<float> factors(points);
-  std::fill(factors.begin(), factors.end(), 1.0f);
-  normalization = Normalization::kNone;
-  filter_scalar(*this, factors.data(), factors.data(), parallel);
+  Buffer<float> factors = filter_ones(*this, parallel);
   normalization = how;
   for (float& n : factors) {
     const double sum = static_cast<double>(n) + 1e-20;
@@ -165,7 +140,8 @@ Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
   return taps;
 }
 
-DenseCrf::DenseCrf(int64_t points, int labels) : points_(points), labels_(labels) {}
+DenseCrf::DenseCrf(int64_t points, int labels, int64_t width)
+    : points_(points), labels_(labels), order_(std::make_shared<VisitOrder>(points, width)) {}
 
 void DenseCrf::set_unary(const float* unary, Parallel& parallel) {
   unary_of_every_label_ = UnaryRows();
@@ -175,7 +151,7 @@ void DenseCrf::set_unary(const float* unary, Parallel& parallel) {
 void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
   pairwise_.push_back(
-      std::make_unique<Pairwise>(features, dimensions, points_, compat, kind, labels_, normalization, parallel));
+      std::make_unique<Pairwise>(features, dimensions, order_, compat, kind, labels_, normalization, parallel));
 }
 
 bool DenseCrf::all_potts() const {
@@ -195,9 +171,7 @@ void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
   if (collapse_ > 0 && all_potts()) {
     float bound = 0;
     for (const auto& pairwise : pairwise_) {
-      Buffer<float> ones(points_);
-      std::fill(ones.begin(), ones.end(), 1.0f);
-      filter_scalar(*pairwise, ones.data(), ones.data(), parallel);
+      const Buffer<float> ones = filter_ones(*pairwise, parallel);
       bound += std::max(pairwise->compat[0], 0.0f) * *std::max_element(ones.begin(), ones.end());
     }
     merged = group_unlikely_labels(*unary, points_, collapse_, bound, parallel);
@@ -205,7 +179,7 @@ void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
   }
   if (unary->groups() == 2 && labels_ == 2 && all_potts()) return binary_inference(iterations, q, parallel);
 
-  Iterator iterator(*unary, pairwise_, points_, parallel);
+  Iterator iterator(*unary, pairwise_, *order_, parallel);
   PixelPass pass = iterator.make_pass();
   for (int i = 0; i <= iterations; ++i) {
     pass.slice = i > 0, pass.splat = i < iterations;
@@ -228,14 +202,11 @@ void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
   for (size_t k = 0; k < pairwise_.size(); ++k) {
     taps.push_back(pairwise_[k]->taps(2, 1, none));
     taps[k].scale *= 2;
-    Buffer<float> ones(points_);
-    std::fill(ones.begin(), ones.end(), 1.0f);
-    filter_scalar(*pairwise_[k], ones.data(), ones.data(), parallel);
+    const Buffer<float> ones = filter_ones(*pairwise_[k], parallel);
     for (int64_t i = 0; i < points_; ++i) bias[i] -= pairwise_[k]->compat[0] * ones[i];
     rows[k].blurred.reset(pairwise_[k]->lattice.rows());
     rows[k].next.reset(pairwise_[k]->lattice.rows());
   }
-  const std::vector<Range> chunks = pairwise_.empty() ? std::vector<Range>{{0, points_}} : pairwise_[0]->lattice.chunks;
   for (int i = 0; i <= iterations; ++i) {
     BinaryPass pass{};
     pass.bias = i > 0 ? bias.data() : start.data();
@@ -243,17 +214,17 @@ void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
     pass.out = i < iterations ? nullptr : q;
     pass.kernels = taps.data(), pass.kernel_count = static_cast<int32_t>(taps.size());
     for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      zero(rows[k].next, parallel);
+      clear_empty_rows(pairwise_[k]->lattice, 1, rows[k].next.data());
       taps[k].next = rows[k].next.data();
     }
-    parallel_for(parallel, static_cast<int64_t>(chunks.size()), [&](int64_t c) {
+    parallel_for(parallel, order_->chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       BinaryPass part = pass;
-      part.begin = chunks[c].begin, part.end = chunks[c].end;
+      part.tiles = order_->begin(chunk), part.tiles_end = order_->end(chunk);
       isa().binary_pass(part);
     });
     for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      fold_and_blur(pairwise_[k]->lattice, 1, rows[k].next.data(), false, parallel);
+      fold_and_blur(pairwise_[k]->lattice, 1, rows[k].next, rows[k].blurred, false, parallel);
       std::swap(rows[k].next, rows[k].blurred);
       taps[k].blurred = rows[k].blurred.data();
     }
@@ -262,14 +233,14 @@ void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
 
 void DenseCrf::start(float* q, Parallel& parallel) {
   const std::vector<std::unique_ptr<Pairwise>> none;
-  Iterator iterator(unary_rows(true, parallel), none, points_, parallel);
+  Iterator iterator(unary_rows(true, parallel), none, *order_, parallel);
   PixelPass pass = iterator.make_pass();
   pass.out = q;
   iterator.run(pass);
 }
 
 void DenseCrf::apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel) {
-  Iterator iterator(unary_rows(true, parallel), pairwise_, points_, parallel);
+  Iterator iterator(unary_rows(true, parallel), pairwise_, *order_, parallel);
   iterator.splat(q, labels_);
   iterator.blur();
   PixelPass pass = iterator.make_pass();

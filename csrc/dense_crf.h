@@ -19,8 +19,8 @@ enum class Normalization { kNone = 0, kBefore = 1, kAfter = 2, kSymmetric = 3 };
 // One pairwise term: Gaussian kernel on the features, normalisation, label compatibility.
 struct Pairwise {
   // compat: 1 value (Potts: -w F(Q)), labels values (+ v F(Q)) or labels x labels, symmetric (+ M F(Q)).
-  Pairwise(const float* features, int dimensions, int64_t points, const float* compat, Compat kind, int labels,
-           Normalization normalization, Parallel& parallel);
+  Pairwise(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, const float* compat,
+           Compat kind, int labels, Normalization normalization, Parallel& parallel);
 
   Lattice lattice;
   Compat kind;
@@ -34,7 +34,8 @@ struct Pairwise {
 
 class DenseCrf {
  public:
-  DenseCrf(int64_t points, int labels);
+  // `width`: of the image the points are, row by row, if they are one (a hint that makes it faster).
+  DenseCrf(int64_t points, int labels, int64_t width = 0);
 
   void set_unary(const float* unary, Parallel& parallel);  // [labels][points]; null: none
   void add_pairwise(const float* features, int dimensions, const float* compat, Compat kind, Normalization normalization,
@@ -58,6 +59,7 @@ class DenseCrf {
 
   int64_t points_;
   int labels_;
+  std::shared_ptr<const VisitOrder> order_;
   float collapse_ = 0;
   UnaryRows unary_, unary_of_every_label_;
   std::vector<std::unique_ptr<Pairwise>> pairwise_;

@@ -5,10 +5,12 @@
 
 #include <cstdint>
 
+#include "visit_order.h"
+
 namespace deeplab_fast {
 
 // Points located by one call of `locate`.
-constexpr int kPointBlock = 32;
+constexpr int kPointBlock = 16;
 
 struct SimplexBlock {
   int32_t* cell;  // [D+1][kPointBlock]
@@ -26,19 +28,30 @@ enum class Compat : int32_t { kPotts, kDiagonal, kMatrix };
 struct Taps {
   int32_t count;          // vertices a point touches, D+1
   const int32_t* vertex;  // [points][count] row to slice from
-  const int32_t* row;     // [points][count] row to splat into
+  const int32_t* row;     // [points][count] row to splat into; complemented (< 0) where it is the first to do so
   const float* weight;    // [points][count] barycentric
   const float* before;    // [points] factor before the splat, or null
   const float* after;     // [points] factor after the slice, or null
   const float* blurred;   // rows, this iteration's filtered Q
-  float* next;            // rows, zeroed, receives the splat of the new Q
+  float* next;            // rows, receives the splat of the new Q
   Compat compat;
   float scale;            // Potts: compat weight and slice scale; else the slice scale
   const float* matrix;    // kDiagonal: [lanes]; kMatrix: [labels][lanes]; row l multiplies F(Q)_l
 };
 
+// Blur of consecutive vertices along one axis, out of place. Vertex v is at base + v * stride in each of the buffers.
+struct BlurRow {
+  int64_t begin, end;               // vertices
+  const int32_t *previous, *next;   // [vertices] neighbours, < 0: none
+  const float *centre_base, *previous_base, *next_base;
+  int64_t in_stride;
+  float* out_base;
+  int64_t out_stride;
+  int32_t lanes;
+};
+
 struct PixelPass {
-  int64_t begin, end;
+  const PointTile *tiles, *tiles_end;
   int32_t labels, lanes;         // lanes: labels rounded up to whole vectors
   const float* negative_unary;   // [points][lanes], padding very negative
   const float* multiplicity;     // [lanes] labels a lane stands for, 0 in the padding
@@ -55,7 +68,7 @@ struct PixelPass {
 
 // Two labels under Potts compatibility: one scalar per vertex, see mean_field.cpp.
 struct BinaryPass {
-  int64_t begin, end;
+  const PointTile *tiles, *tiles_end;
   const float* bias;             // [points] score difference before the pairwise terms
   const Taps* kernels;           // scale is twice the Potts weight times the slice scale
   int32_t kernel_count;
@@ -69,12 +82,13 @@ struct Isa {
   void (*locate)(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
                  SimplexBlock out);
   FeatureRange (*feature_range)(const float* values, int64_t count);
-  // rows[target[p][j]] += weight[p][j] * factor[p] * source[p]  (factor may be null), source[p] at source + p * stride
-  void (*splat)(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* source, int64_t stride, float* rows);
-  // out[p] = scale * factor[p] * sum_j weight[p][j] * rows[vertex[p][j]]
-  void (*slice)(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* rows, float* out, int64_t stride);
+  // rows[row[p][j]] += weight[p][j] * before[p] * source[p], or = at the first splat into that row
+  void (*splat)(const Taps& taps, PointTile tile, int lanes, const float* source, float* rows);
+  // out[p] = scale * after[p] * sum_j weight[p][j] * rows[vertex[p][j]]
+  void (*slice)(const Taps& taps, PointTile tile, int lanes, const float* rows, float* out);
   // Blurs chains in place (see Lattice::Chains); `lanes` of a row of `stride` floats.
   void (*blur)(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows);
+  void (*blur_row)(const BlurRow& row);
   // rows[target[i]] += rows[first + i], for i in [begin, end)
   void (*fold)(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows);
   int (*pixel_pass_scratch)(int lanes);

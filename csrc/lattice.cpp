@@ -55,9 +55,30 @@ Chains make_chains(const int32_t* next, int64_t vertices) {
   return chains;
 }
 
+void make_bands(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
+  Bands& bands = lattice.bands;
+  const int64_t vertices = lattice.vertices;
+  bands.neighbour.reset(6 * vertices);
+  parallel_for(parallel, 3, [&](int64_t axis) {
+    int32_t* previous = bands.neighbour.data() + 2 * axis * vertices;
+    int32_t* next = previous + vertices;
+    find_next(lattice.packed, vertices, layout, 2, static_cast<int>(axis), next);
+    std::fill_n(previous, vertices, kNone);
+    for (int64_t v = 0; v < vertices; ++v)
+      if (next[v] != kNone) previous[next[v]] = static_cast<int32_t>(v);
+  });
+  // Two fields of at most 19 bits each: one word.
+  const auto line_of = [&](int64_t v) { return static_cast<int64_t>(lattice.packed.keys[v] >> layout.shift[0]); };
+  const int64_t first = line_of(0), lines = line_of(vertices - 1) - first + 1;
+  bands.line_start.assign(lines + 1, 0);
+  for (int64_t v = 0; v < vertices; ++v) ++bands.line_start[line_of(v) - first + 1];
+  for (int64_t line = 0; line < lines; ++line) bands.line_start[line + 1] += bands.line_start[line];
+}
+
 }  // namespace
 
-void link_chains(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
+void link_neighbours(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
+  if (lattice.dimensions == 2) return make_bands(lattice, layout, parallel);
   lattice.chains.resize(lattice.taps);
   parallel_for(parallel, lattice.taps, [&](int64_t axis) {
     Buffer<int32_t> next(lattice.vertices);
@@ -89,6 +110,10 @@ void Lattice::unpack_keys(int32_t* out) const {
 }
 
 void Lattice::neighbours(int32_t* out) const {
+  if (dimensions == 2) {
+    std::copy(bands.neighbour.begin(), bands.neighbour.end(), out);
+    return;
+  }
   std::fill_n(out, 2 * taps * vertices, kNone);
   for (int axis = 0; axis < taps; ++axis) {
     int32_t* previous_of = out + 2 * axis * vertices;
@@ -103,79 +128,45 @@ void Lattice::neighbours(int32_t* out) const {
   }
 }
 
-void fold_and_blur(const Lattice& lattice, int lanes, float* rows, bool reverse, Parallel& parallel) {
-  const Isa& wide = isa();
-  // Extra rows of one vertex lie side by side; a part begins with a vertex's first one.
-  constexpr int64_t kParts = 16;
-  const auto part_start = [&](int64_t part) {
-    int64_t i = lattice.extra * part / kParts;
-    while (i > 0 && i < lattice.extra && lattice.extra_vertex[i] == lattice.extra_vertex[i - 1]) ++i;
-    return i;
-  };
-  parallel_for(parallel, kParts, [&](int64_t part) {
-    const FlushDenormals flush;
-    wide.fold(lattice.extra_vertex.data(), part_start(part), part_start(part + 1), lattice.vertices, lanes, rows);
-  });
-  // Long rows are blurred a few lanes at a time along all axes, so that those lanes of all vertices stay in the cache.
-  constexpr int kLanesAtOnce = 32;
-  for (int lane = 0; lane < lanes; lane += kLanesAtOnce) {
-    for (int step = 0; step < lattice.taps; ++step) {
-      const Chains& chains = lattice.chains[reverse ? lattice.taps - 1 - step : step];
-      parallel_for(parallel, static_cast<int64_t>(chains.cuts.size()) - 1, [&](int64_t piece) {
-        const FlushDenormals flush;
-        const int64_t from = chains.cuts[piece], to = chains.cuts[piece + 1];
-        wide.blur(chains.order.data() + from, to - from, std::min(lanes - lane, kLanesAtOnce), lanes, rows + lane);
-      });
-    }
-  }
-}
-
 namespace {
 
 // values[c][i] for c < channels -> tile[i][lanes], and back.
-constexpr int kTilePoints = 64, kTileLanes = 32;
-void gather_tile(const float* values, int64_t points, int64_t first, int count, int channels, int lanes, float* tile) {
-  if (channels < lanes) std::memset(tile, 0, sizeof(float) * count * lanes);
+constexpr int kMostLanes = 32;
+void gather_tile(const float* values, int64_t points, PointTile tile, int channels, int lanes, float* out) {
+  if (channels < lanes) std::memset(out, 0, sizeof(float) * tile.count * lanes);
   for (int c = 0; c < channels; ++c)
-    for (int i = 0; i < count; ++i) tile[i * lanes + c] = values[c * points + first + i];
+    for (int i = 0; i < tile.count; ++i) out[i * lanes + c] = values[c * points + tile.first + i];
 }
-void scatter_tile(const float* tile, int64_t points, int64_t first, int count, int channels, int lanes, float* out) {
+void scatter_tile(const float* values, int64_t points, PointTile tile, int channels, int lanes, float* out) {
   for (int c = 0; c < channels; ++c)
-    for (int i = 0; i < count; ++i) out[c * points + first + i] = tile[i * lanes + c];
+    for (int i = 0; i < tile.count; ++i) out[c * points + tile.first + i] = values[i * lanes + c];
 }
 
 }  // namespace
 
-void filter(const Lattice& lattice, const float* values, int64_t channels, bool reverse, float* out, Parallel& parallel) {
-  const Isa& wide = isa();
-  const Taps taps = lattice.make_taps();
-  const int most_lanes = row_lanes(static_cast<int>(std::min<int64_t>(channels, kTileLanes)));
-  Buffer<float> rows(lattice.rows() * most_lanes);
-  const auto chunks = static_cast<int64_t>(lattice.chunks.size());
-  for (int64_t channel = 0; channel < channels; channel += kTileLanes) {
-    const int here = static_cast<int>(std::min<int64_t>(channels - channel, kTileLanes)), lanes = row_lanes(here);
-    const float* from = values + channel * lattice.points;
-    float* to = out + channel * lattice.points;
-    std::memset(rows.data(), 0, sizeof(float) * lattice.rows() * lanes);
-    const auto each_tile = [&](int64_t c, auto&& body) {
+void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
+            Parallel& parallel) {
+  const VisitOrder& order = *lattice.order;
+  Buffer<float> rows(lattice.rows() * row_lanes(static_cast<int>(std::min<int64_t>(channels, kMostLanes)))), spare;
+  const auto each_tile = [&](auto&& body) {
+    parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
-      for (int64_t first = lattice.chunks[c].begin; first < lattice.chunks[c].end; first += kTilePoints)
-        body(first, static_cast<int>(std::min<int64_t>(kTilePoints, lattice.chunks[c].end - first)));
-    };
-    parallel_for(parallel, chunks, [&](int64_t c) {
-      alignas(64) float tile[kTilePoints * kTileLanes];
-      each_tile(c, [&](int64_t first, int count) {
-        gather_tile(from, lattice.points, first, count, here, lanes, tile);
-        wide.splat(taps, first, first + count, lanes, tile, lanes, rows.data());
-      });
+      alignas(64) float memory[VisitOrder::kTile * kMostLanes];
+      for (const PointTile* tile = order.begin(chunk); tile < order.end(chunk); ++tile) body(*tile, memory);
     });
-    fold_and_blur(lattice, lanes, rows.data(), reverse, parallel);
-    parallel_for(parallel, chunks, [&](int64_t c) {
-      alignas(64) float tile[kTilePoints * kTileLanes];
-      each_tile(c, [&](int64_t first, int count) {
-        wide.slice(taps, first, first + count, lanes, rows.data(), tile, lanes);
-        scatter_tile(tile, lattice.points, first, count, here, lanes, to);
-      });
+  };
+  for (int64_t channel = 0; channel < channels; channel += kMostLanes) {
+    const int here = static_cast<int>(std::min<int64_t>(channels - channel, kMostLanes)), lanes = row_lanes(here);
+    const int64_t offset = channel * lattice.points;
+    clear_empty_rows(lattice, lanes, rows.data());
+    each_tile([&](PointTile tile, float* memory) {
+      gather_tile(values + offset, lattice.points, tile, here, lanes, memory);
+      isa().splat(taps, tile, lanes, memory, rows.data());
+    });
+    fold_and_blur(lattice, lanes, rows, spare, reverse, parallel);
+    each_tile([&](PointTile tile, float* memory) {
+      isa().slice(taps, tile, lanes, rows.data(), memory);
+      scatter_tile(memory, lattice.points, tile, here, lanes, out + offset);
     });
   }
 }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "buffer.h"
 #include "isa.h"
 #include "parallel.h"
+#include "visit_order.h"
 
 namespace deeplab_fast {
 
@@ -16,6 +18,13 @@ namespace deeplab_fast {
 struct Chains {
   Buffer<int32_t> order;
   std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
+};
+
+// Two dimensions: vertices lie on lines of constant field 0 (packing.h), in the order of their numbers, and a step along
+// an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
+struct Bands {
+  std::vector<int64_t> line_start;  // [lines + 1] first vertex
+  Buffer<int32_t> neighbour;        // [3][2][vertices] previous and next along each axis, < 0: none
 };
 
 // How coordinates of a vertex are packed into words of 64 bits: see packing.h.
@@ -28,8 +37,9 @@ struct PackedKeys {
 
 struct Lattice {
   // features[d * points + i], float32. Throws std::invalid_argument for features that are not finite or too large.
-  Lattice(const float* features, int dimensions, int64_t points, Parallel& parallel);
+  Lattice(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel);
 
+  std::shared_ptr<const VisitOrder> order;
   int dimensions;
   int taps;                     // vertices a point touches: dimensions + 1
   int64_t points;
@@ -40,10 +50,12 @@ struct Lattice {
   Buffer<float> weight;         // [points][taps] barycentric coordinates
   // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
   // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
-  std::vector<Range> chunks;
+  // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
   Buffer<int32_t> row;          // [points][taps]: the vertex, or the chunk's extra row for it
   Buffer<int32_t> extra_vertex; // [extra] ascending
-  std::vector<Chains> chains;   // [taps]
+  std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
+  std::vector<Chains> chains;   // [taps]; empty for two dimensions, which have bands
+  Bands bands;                  // for two dimensions only
   PackedKeys packed;
 
   int64_t rows() const { return vertices + extra; }
@@ -53,10 +65,17 @@ struct Lattice {
   void neighbours(int32_t* out) const;
 };
 
-// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint).
-void fold_and_blur(const Lattice& lattice, int lanes, float* rows, bool reverse, Parallel& parallel);
+// Call before splatting: clears the rows that no splat will set.
+void clear_empty_rows(const Lattice& lattice, int lanes, float* rows);
 
-// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns; slice_scale included.
-void filter(const Lattice& lattice, const float* values, int64_t channels, bool reverse, float* out, Parallel& parallel);
+// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint). `spare` is
+// a buffer of the same size, or empty (it is allocated if needed); its content is lost.
+void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffer<float>& spare, bool reverse,
+                   Parallel& parallel);
+
+// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `taps`
+// has (lattice.make_taps(): none but slice_scale). `out` may be `values`.
+void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
+            Parallel& parallel);
 
 }  // namespace deeplab_fast

@@ -16,7 +16,7 @@
 
 namespace deeplab_fast {
 
-void link_chains(Lattice& lattice, const FieldLayout& layout, Parallel& parallel);
+void link_neighbours(Lattice& lattice, const FieldLayout& layout, Parallel& parallel);
 
 namespace {
 
@@ -58,15 +58,15 @@ class ChunkBuilder {
     block_.resize(3 * (D_ + 1) * kPointBlock);
   }
 
-  void add_points(const float* features, Range range) {
-    for (int64_t first = range.begin; first < range.end; first += kPointBlock) {
-      const int count = static_cast<int>(std::min<int64_t>(kPointBlock, range.end - first));
-      locate(features, lattice_.points, first, count);
-      const int taps = D_ + 1;
+  void add_points(const float* features, const PointTile* tile, const PointTile* end) {
+    for (; tile < end; ++tile) {
+      locate(features, lattice_.points, tile->first, tile->count);
+      int32_t* ids = &lattice_.vertex[tile->first * lattice_.taps];
+      float* weights = &lattice_.weight[tile->first * lattice_.taps];
       switch (D_) {
-        case 2: return_ids<2>(first, count, &lattice_.vertex[first * taps], &lattice_.weight[first * taps]); break;
-        case 5: return_ids<5>(first, count, &lattice_.vertex[first * taps], &lattice_.weight[first * taps]); break;
-        default: return_ids<0>(first, count, &lattice_.vertex[first * taps], &lattice_.weight[first * taps]);
+        case 2: return_ids<2>(tile->count, ids, weights); break;
+        case 5: return_ids<5>(tile->count, ids, weights); break;
+        default: return_ids<0>(tile->count, ids, weights);
       }
     }
   }
@@ -77,9 +77,12 @@ class ChunkBuilder {
     const std::vector<float> origin(D_);
     std::vector<int32_t> ids(D_ + 1);
     std::vector<float> weights(D_ + 1);
+    touched_ = vertices_.keys().size();
     locate(origin.data(), 1, 0, 1);
-    return_ids<0>(-1, 1, ids.data(), weights.data());
+    return_ids<0>(1, ids.data(), weights.data());
   }
+  // Vertices from this number on were not touched by any point of the chunk.
+  size_t touched() const { return std::min(touched_, vertices_.keys().size()); }
 
   const std::vector<Key<kWords>>& keys() const { return vertices_.keys(); }
 
@@ -100,8 +103,9 @@ class ChunkBuilder {
     isa().locate(D_, features, stride, first, count, scale_, simplices_);
   }
 
+  // Writes the vertices' chunk-local numbers, complemented where they are new.
   template <int kD>
-  void return_ids(int64_t first, int count, int32_t* ids, float* weights) {
+  void return_ids(int count, int32_t* ids, float* weights) {
     const int D = kD > 0 ? kD : D_;
     float by_rank[kMaxDimensions + 1] = {};
     int32_t axis_of_rank[kMaxDimensions + 1] = {};
@@ -121,12 +125,14 @@ class ChunkBuilder {
 
       Recent& recent = recent_[(key.hash() ^ ranks * 0x9E3779B97F4A7C15u) >> 56];
       if (D <= kMaxRankedDimensions && recent.ids != nullptr && recent.ranks == ranks && recent.base == key) {
-        for (int k = 0; k <= D; ++k) ids[k] = recent.ids[k];
+        for (int k = 0; k <= D; ++k) ids[k] = recent.ids[k] ^ recent.ids[k] >> 31;
         continue;
       }
-      if (first >= 0) recent = {key, ranks, ids};
+      recent = {key, ranks, ids};
       for (int k = 0; k <= D; ++k) {
-        ids[k] = vertices_.insert(key);
+        const auto known = static_cast<int32_t>(vertices_.keys().size());
+        const int32_t id = vertices_.insert(key);
+        ids[k] = id < known ? id : ~id;
         key = key + steps_[axis_of_rank[D - k]];
       }
     }
@@ -149,6 +155,7 @@ class ChunkBuilder {
   SimplexBlock simplices_{};
   Recent recent_[kRecent];
   VertexSet<kWords> vertices_;
+  size_t touched_ = SIZE_MAX;
 };
 
 template <int kWords>
@@ -181,8 +188,8 @@ void copy_key(const Item<kWords>& item, uint64_t* to) {
 
 // Steps 2 and 3: `slot` counts through the chunks' lists, one after another.
 template <int kWords, class Item>
-void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<kWords>>*>& lists, int bits,
-                     Parallel& parallel) {
+void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<kWords>>*>& lists, size_t touched_by_last,
+                     int bits, Parallel& parallel) {
   const auto chunks = static_cast<int64_t>(lists.size());
   std::vector<int64_t> first_slot(chunks + 1, 0);
   for (int64_t c = 0; c < chunks; ++c) first_slot[c + 1] = first_slot[c] + static_cast<int64_t>(lists[c]->size());
@@ -226,11 +233,16 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
       if (!owner) lattice.extra_vertex[extra] = static_cast<int32_t>(next - 1);
     }
   });
-  parallel_for(parallel, static_cast<int64_t>(lattice.chunks.size()), [&](int64_t c) {
-    for (int64_t i = lattice.chunks[c].begin * lattice.taps; i < lattice.chunks[c].end * lattice.taps; ++i) {
-      const int64_t slot = first_slot[c] + lattice.vertex[i];
-      lattice.vertex[i] = vertex_of_slot[slot];
-      lattice.row[i] = row_of_slot[slot];
+  for (int64_t slot = first_slot[chunks - 1] + static_cast<int64_t>(touched_by_last); slot < slots; ++slot)
+    lattice.empty_rows.push_back(row_of_slot[slot]);
+  parallel_for(parallel, chunks, [&](int64_t c) {
+    for (const PointTile* tile = lattice.order->begin(c); tile < lattice.order->end(c); ++tile) {
+      for (int64_t i = tile->first * lattice.taps; i < (tile->first + tile->count) * lattice.taps; ++i) {
+        const int32_t id = lattice.vertex[i], is_new = id >> 31;
+        const int64_t slot = first_slot[c] + (id ^ is_new);
+        lattice.vertex[i] = vertex_of_slot[slot];
+        lattice.row[i] = row_of_slot[slot] ^ is_new;
+      }
     }
   });
 }
@@ -239,28 +251,26 @@ template <int kWords>
 void build(Lattice& lattice, const float* features, const FieldLayout& layout, bool check_overflow, Parallel& parallel) {
   std::vector<float> scale;
   for (int d = 0; d < lattice.dimensions; ++d) scale.push_back(embedding_scale(d, lattice.dimensions));
-  const auto chunks = static_cast<int64_t>(lattice.chunks.size());
+  const int64_t chunks = lattice.order->chunks();
   std::vector<std::unique_ptr<ChunkBuilder<kWords>>> builders(chunks);
   parallel_for(parallel, chunks, [&](int64_t c) {
     builders[c] = std::make_unique<ChunkBuilder<kWords>>(lattice, layout, scale.data(), check_overflow);
-    builders[c]->add_points(features, lattice.chunks[c]);
+    builders[c]->add_points(features, lattice.order->begin(c), lattice.order->end(c));
     if (c == chunks - 1 && lattice.points % 4 != 0) builders[c]->add_phantom_vertices();
   });
   std::vector<const std::vector<Key<kWords>>*> lists;
   for (const auto& builder : builders) lists.push_back(&builder->keys());
   using Sorted = std::conditional_t<kWords == 1, KeySlot, Item<kWords>>;
-  number_vertices<kWords, Sorted>(lattice, lists, layout.shift[0] + layout.bits[0], parallel);
+  number_vertices<kWords, Sorted>(lattice, lists, builders.back()->touched(), layout.shift[0] + layout.bits[0], parallel);
 }
 
 }  // namespace
 
-Lattice::Lattice(const float* features, int D, int64_t n, Parallel& parallel)
-    : dimensions(D), taps(D + 1), points(n), vertex(n * taps), weight(n * taps), row(n * taps) {
-  const Bounds bounds = feature_bounds(features, D, n, parallel);
+Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
+    : order(std::move(visit)), dimensions(D), taps(D + 1), points(order->points), vertex(points * taps),
+      weight(points * taps), row(points * taps) {
+  const Bounds bounds = feature_bounds(features, D, points, parallel);
   const FieldLayout layout(D, bounds.low, bounds.high);
-  constexpr int64_t kChunkPoints = 8192, kMostChunks = 16;
-  const int64_t count = std::min(std::max<int64_t>(n / kChunkPoints, 1), kMostChunks);
-  for (int64_t c = 0; c < count; ++c) chunks.push_back(part_of(n, count, c));
 
   packed.low = layout.low, packed.word = layout.word, packed.shift = layout.shift, packed.bits = layout.bits;
   if (layout.words == 1) {
@@ -272,7 +282,7 @@ Lattice::Lattice(const float* features, int D, int64_t n, Parallel& parallel)
   } else {
     packed.words = 24, build<24>(*this, features, layout, bounds.may_overflow, parallel);
   }
-  link_chains(*this, layout, parallel);
+  link_neighbours(*this, layout, parallel);
 }
 
 Taps Lattice::make_taps() const {

@@ -9,17 +9,23 @@ namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
 namespace {
 
-constexpr int kTile = 16;
+constexpr int kTile = VisitOrder::kTile;
 // Points by which the rows of a tap are fetched ahead.
-constexpr int64_t kAhead = 8;
+constexpr int kAhead = 8;
 
 struct Tile {
   const PixelPass& pass;
-  int64_t first;
+  int64_t first, next_first;  // points; the next tile's is -1 where there is none of at least kAhead points
   int count;
   float* energy;    // [kTile][lanes]: energies, then unnormalised probabilities
   float* filtered;  // [kTile][lanes], for matrix compat only
   float inverse[kTile];
+
+  // The point visited kAhead points after the p-th of this tile; itself where there is none.
+  DEEPLAB_FAST_INLINE int64_t ahead(int p) const {
+    const int later = p + kAhead;
+    return later < count ? first + later : next_first < 0 ? first + p : next_first + (later - count);
+  }
 };
 
 // energy -= compat(filtered) for one kernel. kCount: taps, kStride: lanes, where known at compile time (else 0).
@@ -31,10 +37,10 @@ DEEPLAB_FAST_INLINE void slice_tile(Tile& tile, const Taps& taps, int lane) {
   const int32_t* vertex = taps.vertex + tile.first * count;
   const float* weight = taps.weight + tile.first * count;
   for (int p = 0; p < tile.count; ++p, vertex += count, weight += count) {
-    const int64_t ahead = p + kAhead < tile.pass.end - tile.first ? kAhead * count : 0;
+    const int32_t* later = taps.vertex + tile.ahead(p) * count;
     Block<W, N> sum = Block<W, N>::zero();
     for (int j = 0; j < count; ++j) {
-      prefetch_row(rows + vertex[j + ahead] * lanes, W * N);
+      prefetch_row(rows + later[j] * lanes, W * N);
       sum.add_scaled(weight[j], rows + vertex[j] * lanes);
     }
     float* energy = tile.energy + p * lanes + lane;
@@ -62,15 +68,12 @@ DEEPLAB_FAST_INLINE void splat_tile(const Tile& tile, const Taps& taps, int lane
   const int32_t* target = taps.row + tile.first * count;
   const float* weight = taps.weight + tile.first * count;
   for (int p = 0; p < tile.count; ++p, target += count, weight += count) {
-    const int64_t ahead = p + kAhead < tile.pass.end - tile.first ? kAhead * count : 0;
+    const int32_t* later = taps.row + tile.ahead(p) * count;
     const Block<W, N> value = Block<W, N>::from(tile.energy + p * lanes + lane);
     const float factor = tile.inverse[p] * (taps.before != nullptr ? taps.before[tile.first + p] : 1.0f);
     for (int j = 0; j < count; ++j) {
-      prefetch_row(rows + target[j + ahead] * lanes, W * N);
-      float* row = rows + target[j] * lanes;
-      Block<W, N> sum = Block<W, N>::from(row);
-      sum.add_scaled(weight[j] * factor, value);
-      sum.to(row);
+      prefetch_row(rows + (later[j] ^ later[j] >> 31) * lanes, W * N);
+      add_to_row<W, N>(target[j], weight[j] * factor, value, rows, lanes);
     }
   }
 }
@@ -180,12 +183,14 @@ void store_tile(const Tile& tile) {
 int pixel_pass_scratch(int lanes) { return 2 * kTile * lanes; }
 
 void pixel_pass(const PixelPass& pass) {
-  for (int64_t first = pass.begin; first < pass.end; first += kTile) {
-    const int count = pass.end - first < kTile ? static_cast<int>(pass.end - first) : kTile;
-    for (int lane = 0; lane < kTile * pass.lanes; lane += 16)
-      __builtin_prefetch(pass.negative_unary + (first + kTile) * pass.lanes + lane);
-    Tile tile{pass, first, count, pass.scratch, pass.scratch + kTile * pass.lanes, {}};
-    __builtin_memcpy(tile.energy, pass.negative_unary + first * pass.lanes, sizeof(float) * count * pass.lanes);
+  for (const PointTile* now = pass.tiles; now < pass.tiles_end; ++now) {
+    Tile tile{pass, now->first, -1, now->count, pass.scratch, pass.scratch + kTile * pass.lanes, {}};
+    if (now + 1 < pass.tiles_end && now[1].count >= kAhead) {
+      tile.next_first = now[1].first;
+      for (int lane = 0; lane < now[1].count * pass.lanes; lane += 16)
+        __builtin_prefetch(pass.negative_unary + tile.next_first * pass.lanes + lane);
+    }
+    __builtin_memcpy(tile.energy, pass.negative_unary + now->first * pass.lanes, sizeof(float) * now->count * pass.lanes);
     for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
       for_lane_blocks(pass.lanes, SliceTile{tile, pass.kernels[k]});
       if (pass.kernels[k].compat == Compat::kMatrix) for_lane_blocks(pass.lanes, AddMatrix{tile, pass.kernels[k]});
@@ -200,48 +205,46 @@ void pixel_pass(const PixelPass& pass) {
 
 // Q_0 = 1 / (1 + exp(-score)), Q_1 = 1 / (1 + exp(score)).
 void binary_pass(const BinaryPass& pass) {
-  constexpr int kScores = 32;
-  alignas(64) float score[kScores] = {};
-  for (int64_t first = pass.begin; first < pass.end; first += kScores) {
-    const int count = pass.end - first < kScores ? static_cast<int>(pass.end - first) : kScores;
-    for (int i = 0; i < count; ++i) {
-      float sum = pass.bias[first + i];
+  alignas(64) float score[kTile] = {}, q[2][kTile];
+  for (const PointTile* tile = pass.tiles; tile < pass.tiles_end; ++tile) {
+    for (int i = 0; i < tile->count; ++i) {
+      const int64_t point = tile->first + i;
+      float sum = pass.bias[point];
       for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
         const Taps& taps = pass.kernels[k];
-        const float factor = taps.scale * (taps.after != nullptr ? taps.after[first + i] : 1.0f);
-        sum += factor * slice_point<1, 1>(taps, first + i, taps.blurred, 1).v[0];
+        const float factor = taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
+        sum += factor * slice_point<1, 1>(taps, point, taps.blurred, 1).v[0];
       }
       score[i] = sum;
     }
-    alignas(64) float q[2][kScores];
-    for (int i = 0; i < kScores; i += 8) {
+    for (int i = 0; i < kTile; i += 8) {
       const auto s = load<8>(score + i);
-      const auto magnitude = (s < 0.0f) ? s : -s;
-      const auto small = exp_nonpositive<8>(magnitude);
+      const auto small = exp_nonpositive<8>((s < 0.0f) ? s : -s);
       const auto high = 1.0f / (1.0f + small), low = small * high;
       store<8>(q[0] + i, (s < 0.0f) ? low : high);
       store<8>(q[1] + i, (s < 0.0f) ? high : low);
     }
     for (int k = 0; pass.splat && k < pass.kernel_count; ++k)
-      for (int i = 0; i < count; ++i)
-        splat_point<1, 1>(pass.kernels[k], first + i, Block<1, 1>::from(q[0] + i), pass.kernels[k].next, 1);
-    for (int i = 0; pass.out != nullptr && i < count; ++i)
-      pass.out[2 * (first + i)] = q[0][i], pass.out[2 * (first + i) + 1] = q[1][i];
+      for (int i = 0; i < tile->count; ++i)
+        splat_point<1, 1>(pass.kernels[k], tile->first + i, Block<1, 1>::from(q[0] + i), pass.kernels[k].next, 1);
+    for (int i = 0; pass.out != nullptr && i < tile->count; ++i)
+      pass.out[2 * (tile->first + i)] = q[0][i], pass.out[2 * (tile->first + i) + 1] = q[1][i];
   }
 }
 
 // geometry_isa.cpp and rows_isa.cpp
 void locate(int, const float*, int64_t, int64_t, int, const float*, SimplexBlock);
 FeatureRange feature_range(const float*, int64_t);
-void splat(const Taps&, int64_t, int64_t, int, const float*, int64_t, float*);
-void slice(const Taps&, int64_t, int64_t, int, const float*, float*, int64_t);
+void splat(const Taps&, PointTile, int, const float*, float*);
+void slice(const Taps&, PointTile, int, const float*, float*);
 void blur(const int32_t*, int64_t, int, int64_t, float*);
+void blur_row(const BlurRow&);
 void fold(const int32_t*, int64_t, int64_t, int64_t, int, float*);
 
 #define DEEPLAB_FAST_STRING_OF(name) #name
 #define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
 extern const Isa table;
-const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME), locate, feature_range, splat, slice, blur, fold,
+const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME), locate, feature_range, splat, slice, blur, blur_row, fold,
                 pixel_pass_scratch, pixel_pass, binary_pass};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME

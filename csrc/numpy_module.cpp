@@ -63,7 +63,8 @@ struct PyLattice {
     const FloatArray features = require_features(object, -1);
     const py::gil_scoped_release release;
     ThreadPool threads(thread_count);
-    lattice = std::make_unique<Lattice>(features.data(), static_cast<int>(features.shape(0)), features.shape(1), threads);
+    lattice = std::make_unique<Lattice>(features.data(), static_cast<int>(features.shape(0)),
+                                        std::make_shared<VisitOrder>(features.shape(1)), threads);
   }
 
   FloatArray filter(const py::object& object, bool reverse) const {
@@ -74,7 +75,7 @@ struct PyLattice {
     float* to = out.mutable_data();
     const py::gil_scoped_release release;
     ThreadPool threads(thread_count);
-    deeplab_fast::filter(*lattice, values.data(), values.shape(0), reverse, to, threads);
+    deeplab_fast::filter(*lattice, lattice->make_taps(), values.data(), values.shape(0), reverse, to, threads);
     return out;
   }
 
@@ -101,7 +102,15 @@ struct PyDenseCrf {
   DenseCrf crf;
   std::mutex mutex;
 
-  PyDenseCrf(int64_t points, int64_t labels) : crf(checked(points, "points"), static_cast<int>(checked(labels, "labels"))) {}
+  PyDenseCrf(int64_t points, int64_t labels, int64_t width)
+      : crf(checked(points, "points"), static_cast<int>(checked(labels, "labels")), checked_width(width, points)) {}
+
+  static int64_t checked_width(int64_t width, int64_t points) {
+    if (width < 0 || (width > 0 && points % width != 0))
+      throw std::invalid_argument("width: is " + std::to_string(width) + ", should be 0 or divide the number of points, " +
+                                  std::to_string(points));
+    return width;
+  }
 
   static int64_t checked(int64_t value, const char* name) {
     if (value < 1 || value > int64_t{INT32_MAX} * 16)
@@ -248,7 +257,7 @@ PYBIND11_MODULE(_densecrf, m) {
       .def("weights", &PyLattice::weights)
       .def("neighbours", &PyLattice::neighbours);
   py::class_<PyDenseCrf>(m, "DenseCRF")
-      .def(py::init<int64_t, int64_t>(), py::arg("points"), py::arg("labels"))
+      .def(py::init<int64_t, int64_t, int64_t>(), py::arg("points"), py::arg("labels"), py::arg("width") = 0)
       .def("set_unary", &PyDenseCrf::set_unary, py::arg("unary"))
       .def("clear_unary", &PyDenseCrf::clear_unary)
       .def("add_pairwise", &PyDenseCrf::add_pairwise, py::arg("features"), py::arg("compat"), py::arg("normalization"))

@@ -67,6 +67,19 @@ DEEPLAB_FAST_INLINE Block<W, N> slice_point(const Taps& taps, int64_t point, con
   return sum;
 }
 
+// 256 bytes of zeros, more than a block.
+alignas(64) inline constexpr float kZeros[64] = {};
+
+// row += weight * value; or, at the first splat into the row (a complemented number), row = weight * value. Reading zeros
+// from elsewhere instead of jumping makes that free, and clearing all rows beforehand unnecessary.
+template <int W, int N>
+DEEPLAB_FAST_INLINE void add_to_row(int32_t target, float weight, const Block<W, N>& value, float* rows, int64_t stride) {
+  float* row = rows + (target ^ target >> 31) * stride;
+  Block<W, N> sum = Block<W, N>::from(target < 0 ? kZeros : row);
+  sum.add_scaled(weight, value);
+  sum.to(row);
+}
+
 // Adds the point's value to its vertices' rows.
 template <int W, int N>
 DEEPLAB_FAST_INLINE void splat_point(const Taps& taps, int64_t point, const Block<W, N>& value, float* rows,
@@ -74,12 +87,7 @@ DEEPLAB_FAST_INLINE void splat_point(const Taps& taps, int64_t point, const Bloc
   const int32_t* target = taps.row + point * taps.count;
   const float* weight = taps.weight + point * taps.count;
   const float factor = taps.before != nullptr ? taps.before[point] : 1.0f;
-  for (int j = 0; j < taps.count; ++j) {
-    float* row = rows + target[j] * stride;
-    Block<W, N> sum = Block<W, N>::from(row);
-    sum.add_scaled(weight[j] * factor, value);
-    sum.to(row);
-  }
+  for (int j = 0; j < taps.count; ++j) add_to_row<W, N>(target[j], weight[j] * factor, value, rows, stride);
 }
 
 }  // namespace DEEPLAB_FAST_ISA_NAME

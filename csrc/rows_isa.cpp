@@ -7,30 +7,30 @@ namespace {
 
 struct Splat {
   const Taps& taps;
-  int64_t begin, end, lanes;
+  PointTile tile;
+  int64_t lanes;
   const float* source;
-  int64_t stride;
   float* rows;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int64_t p = begin; p < end; ++p)
-      splat_point<W, N>(taps, p, Block<W, N>::from(source + (p - begin) * stride + lane), rows + lane, lanes);
+    for (int p = 0; p < tile.count; ++p)
+      splat_point<W, N>(taps, tile.first + p, Block<W, N>::from(source + p * lanes + lane), rows + lane, lanes);
   }
 };
 
 struct Slice {
   const Taps& taps;
-  int64_t begin, end, lanes;
+  PointTile tile;
+  int64_t lanes;
   const float* rows;
   float* out;
-  int64_t stride;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int64_t p = begin; p < end; ++p) {
-      Block<W, N> value = slice_point<W, N>(taps, p, rows + lane, lanes);
-      const float factor = taps.scale * (taps.after != nullptr ? taps.after[p] : 1.0f);
+    for (int p = 0; p < tile.count; ++p) {
+      Block<W, N> value = slice_point<W, N>(taps, tile.first + p, rows + lane, lanes);
+      const float factor = taps.scale * (taps.after != nullptr ? taps.after[tile.first + p] : 1.0f);
       for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
-      value.to(out + (p - begin) * stride + lane);
+      value.to(out + p * lanes + lane);
     }
   }
 };
@@ -64,6 +64,21 @@ struct Blur {
   }
 };
 
+struct BlurRowOf {
+  const BlurRow& row;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    const auto neighbour = [&](const float* base, int32_t v) { return v < 0 ? kZeros : base + v * row.in_stride + lane; };
+    for (int64_t v = row.begin; v < row.end; ++v) {
+      Block<W, N> sum = Block<W, N>::from(neighbour(row.previous_base, row.previous[v]));
+      sum.add(neighbour(row.next_base, row.next[v]));
+      Block<W, N> result = Block<W, N>::from(row.centre_base + v * row.in_stride + lane);
+      result.add_scaled(0.5f, sum);
+      result.to(row.out_base + v * row.out_stride + lane);
+    }
+  }
+};
+
 struct Fold {
   const int32_t* target;
   int64_t begin, end, first, lanes;
@@ -81,15 +96,16 @@ struct Fold {
 
 }  // namespace
 
-void splat(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* source, int64_t stride, float* rows) {
-  for_lane_blocks(lanes, Splat{taps, begin, end, lanes, source, stride, rows});
+void splat(const Taps& taps, PointTile tile, int lanes, const float* source, float* rows) {
+  for_lane_blocks(lanes, Splat{taps, tile, lanes, source, rows});
 }
-void slice(const Taps& taps, int64_t begin, int64_t end, int lanes, const float* rows, float* out, int64_t stride) {
-  for_lane_blocks(lanes, Slice{taps, begin, end, lanes, rows, out, stride});
+void slice(const Taps& taps, PointTile tile, int lanes, const float* rows, float* out) {
+  for_lane_blocks(lanes, Slice{taps, tile, lanes, rows, out});
 }
 void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
   if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
 }
+void blur_row(const BlurRow& row) { for_lane_blocks(row.lanes, BlurRowOf{row}); }
 void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
   if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
 }

@@ -16,12 +16,14 @@ template <int W>
 struct Vec {
   typedef float type __attribute__((vector_size(W * 4)));
   typedef int32_t mask __attribute__((vector_size(W * 4)));
+  typedef uint32_t bits __attribute__((vector_size(W * 4)));
   typedef float unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
 };
 template <>
 struct Vec<1> {
   typedef float type;
   typedef int32_t mask;
+  typedef uint32_t bits;
   typedef float unaligned;
 };
 
@@ -66,7 +68,7 @@ DEEPLAB_FAST_INLINE float reduce_add(typename Vec<W>::type v) {
 template <int W>
 DEEPLAB_FAST_INLINE typename Vec<W>::type exp_nonpositive(typename Vec<W>::type x) {
   using V = typename Vec<W>::type;
-  using I = typename Vec<W>::mask;
+  using I = typename Vec<W>::bits;
   const V lowest = broadcast<W>(-87.0f);
   const V clamped = (x < lowest) ? lowest : x;
   const V shifted = clamped * 1.44269504f + 12582912.0f;  // n in the low bits of the mantissa

@@ -46,7 +46,11 @@ class Workers {
     uint64_t gate = gate_.load();
     while (!gate_.compare_exchange_weak(gate, gate & ~kSeatMask)) {
     }
-    while ((gate_.load(std::memory_order_acquire) & kInsideMask) != 0) pause_cpu();
+    // On a busy machine the one inside may have been put aside by the system: then let it have this core.
+    for (int spins = 0; (gate_.load(std::memory_order_acquire) & kInsideMask) != 0; ++spins) {
+      if (spins < 4096) pause_cpu();
+      else std::this_thread::yield();
+    }
     return true;
   }
 
@@ -85,7 +89,8 @@ class Workers {
       const auto deadline = std::chrono::steady_clock::now() + kSpin;
       bool entered = enter(seen);
       while (!entered && std::chrono::steady_clock::now() < deadline) {
-        for (int i = 0; i < 32; ++i) pause_cpu();
+        for (int i = 0; i < 64; ++i) pause_cpu();
+        std::this_thread::yield();
         entered = enter(seen);
       }
       if (!entered) {

@@ -64,6 +64,9 @@ Shape shape_of(const Tensor& tensor, const char* name) {
   return shape;
 }
 
+// (N, channels, H, W): W; else 0.
+int64_t image_width(const Tensor& tensor) { return tensor.dim() == 4 ? tensor.size(3) : 0; }
+
 void check_features(const Tensor& features, const Tensor& like, const char* like_name) {
   const Shape shape = shape_of(features, "features");
   check(shape.channels >= 1 && shape.channels <= kMaxDimensions,
@@ -83,10 +86,11 @@ Tensor permutohedral_filter_cpu(const Tensor& values, const Tensor& features, bo
   const float* at = positions.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   TorchThreads threads;
+  const auto order = std::make_shared<VisitOrder>(shape.points, image_width(values));
   for (int64_t n = 0; n < shape.batch && shape.points > 0 && shape.channels > 0; ++n) {
-    const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), shape.points, threads);
+    const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), order, threads);
     const int64_t offset = n * shape.channels * shape.points;
-    filter(lattice, from + offset, shape.channels, reverse, to + offset, threads);
+    filter(lattice, lattice.make_taps(), from + offset, shape.channels, reverse, to + offset, threads);
   }
   return from_float(out, values.scalar_type());
 }
@@ -140,7 +144,7 @@ Tensor dense_crf_cpu(const Tensor& unary, std::vector<Tensor> features, std::vec
   TorchThreads threads;
   Buffer<float> q(shape.batch > 0 ? points * labels : 0);
   for (int64_t n = 0; n < shape.batch && points > 0; ++n) {
-    DenseCrf crf(points, static_cast<int>(labels));
+    DenseCrf crf(points, static_cast<int>(labels), image_width(unary));
     crf.set_collapse(static_cast<float>(collapse));
     crf.set_unary(from + n * labels * points, threads);
     for (const Term& term : terms) {
