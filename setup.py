@@ -2,8 +2,8 @@
 
     pip install --no-build-isolation .        (or -e .)
 
-torch must be installed first for the torch ops to be built; without it, the torch-free dense CRF is built alone. Without
-a C++ compiler nothing is, the package installs all the same, and `deeplab-fast doctor` says what is missing.
+torch must be installed first for the torch ops to be built; without it, the torch-free dense CRF is built alone.
+Without a C++ compiler nothing is, the package installs all the same, and `deeplab-fast doctor` says what is missing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CMakeBuild(build_ext):
         cmake = shutil.which("cmake")
         if cmake is None or not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
             missing = "cmake" if cmake is None else "a C++ compiler"
-            print(f"deeplab-fast: {missing} not found, nothing is compiled; the reference will be used", file=sys.stderr)
+            print(f"deeplab-fast: {missing} not found, nothing is compiled, the reference is used", file=sys.stderr)
             return
         import pybind11
 

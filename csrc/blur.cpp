@@ -38,13 +38,19 @@ void blur_chains(const Lattice& lattice, int lanes, float* rows, bool reverse, P
   }
 }
 
-// All three blurs of a stretch of lines in one sweep. The results of the first two live in rings of a few lines that fit
-// the second-level cache; lines beyond the stretch's ends are computed as far as its own need them.
+// All three blurs of a stretch of lines in one sweep. The results of the first two live in rings of a few lines that
+// fit the second-level cache; lines beyond the stretch's ends are computed as far as its own need them.
 class BandSweep {
  public:
   BandSweep(const Lattice& lattice, int lanes, int lane, bool reverse, const float* in, float* out)
-      : lattice_(lattice), lines_(static_cast<int64_t>(lattice.bands.line_start.size()) - 1), lanes_(lanes), lane_(lane),
-        width_(std::min(lanes - lane, kLanesAtOnce)), reverse_(reverse), in_(in), out_(out) {
+      : lattice_(lattice),
+        lines_(static_cast<int64_t>(lattice.bands.line_start.size()) - 1),
+        lanes_(lanes),
+        lane_(lane),
+        width_(std::min(lanes - lane, kLanesAtOnce)),
+        reverse_(reverse),
+        in_(in),
+        out_(out) {
     int64_t longest = 0;
     for (int64_t line = 0; line < lines_; ++line) longest = std::max(longest, start(line + 1) - start(line));
     line_floats_ = longest * width_;

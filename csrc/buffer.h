@@ -1,18 +1,18 @@
-// Uninitialised, 64-byte aligned memory for plain data; large blocks ask for huge pages, because rows of vertices are
-// visited in an order the TLB does not like.
+// Uninitialised, 64-byte aligned memory for plain data.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <type_traits>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace deeplab_fast {
+
+// Memory of at least `bytes`; throws std::bad_alloc. Large blocks lie on huge pages, because rows of vertices are
+// visited in an order the TLB does not like, and a few freed ones are kept for the next call, because the system clears
+// a page before it gives it out, which takes as long as several passes over it.
+void* allocate_block(size_t bytes);
+void free_block(void* block, size_t bytes);  // the same size
 
 template <class T>
 class Buffer {
@@ -21,29 +21,21 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t size) { reset(size); }
-  Buffer(Buffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { reset(); }
 
   // Frees what was held, then allocates; the content is not initialised.
   void reset(int64_t size = 0) {
-    std::free(std::exchange(data_, nullptr));
+    if (data_ != nullptr) free_block(std::exchange(data_, nullptr), static_cast<size_t>(size_) * sizeof(T));
     size_ = 0;
     if (size == 0) return;
-    constexpr size_t kHugePage = size_t{2} << 20;
-    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
-    const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment));
-    if (data_ == nullptr) throw std::bad_alloc();
+    data_ = static_cast<T*>(allocate_block(static_cast<size_t>(size) * sizeof(T)));
     size_ = size;
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
   }
 
   T* data() { return data_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 
 #include "denormals.h"
 #include "lattice_geometry.h"
@@ -19,11 +20,48 @@ struct VertexRows {
 Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
   std::vector<float> none;
   Taps taps = pairwise.taps(1, 1, none);
-  taps.scale = slice_scale(pairwise.lattice.dimensions);
-  Buffer<float> values(pairwise.lattice.points);
+  taps.scale = slice_scale(pairwise.kernel->lattice.dimensions);
+  Buffer<float> values(pairwise.kernel->lattice.points);
   std::fill(values.begin(), values.end(), 1.0f);
-  filter(pairwise.lattice, taps, values.data(), 1, false, values.data(), parallel);
+  filter(pairwise.kernel->lattice, taps, values.data(), 1, false, values.data(), parallel);
   return values;
+}
+
+// Spatial kernels of the last few image sizes and deviations. Locks are only tried: whoever finds it busy does without.
+class KeptKernels {
+ public:
+  std::shared_ptr<const Kernel> find(int64_t width, int64_t height, float sx, float sy) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (entry->width != width || entry->height != height || entry->sx != sx || entry->sy != sy) continue;
+      std::rotate(entries_.begin(), entry, entry + 1);  // the latest first
+      return entries_.front().kernel;
+    }
+    return nullptr;
+  }
+  void keep(int64_t width, int64_t height, float sx, float sy, std::shared_ptr<const Kernel> kernel) {
+    constexpr int64_t kMostPoints = 1 << 20;  // about 60 MB
+    constexpr size_t kMostEntries = 2;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || width * height > kMostPoints) return;
+    if (entries_.size() == kMostEntries) entries_.pop_back();
+    entries_.insert(entries_.begin(), {width, height, sx, sy, std::move(kernel)});
+  }
+
+ private:
+  struct Entry {
+    int64_t width, height;
+    float sx, sy;
+    std::shared_ptr<const Kernel> kernel;
+  };
+  std::mutex mutex_;
+  std::vector<Entry> entries_;
+};
+
+KeptKernels& kept_kernels() {
+  static KeptKernels& only = *new KeptKernels;  // never destroyed: other threads may still use it at exit
+  return only;
 }
 
 // The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
@@ -31,12 +69,18 @@ class Iterator {
  public:
   Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, const VisitOrder& order,
            Parallel& parallel)
-      : unary_(unary), pairwise_(pairwise), order_(order), parallel_(parallel), lanes_(row_lanes(unary.groups())),
-        multiplicity_(lanes_, 0.0f), compat_(pairwise.size()), rows_(pairwise.size()) {
+      : unary_(unary),
+        pairwise_(pairwise),
+        order_(order),
+        parallel_(parallel),
+        lanes_(row_lanes(unary.groups())),
+        multiplicity_(lanes_, 0.0f),
+        compat_(pairwise.size()),
+        rows_(pairwise.size()) {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
     for (size_t k = 0; k < pairwise.size(); ++k) {
       taps_.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
-      const int64_t size = pairwise[k]->lattice.rows() * lanes_;
+      const int64_t size = pairwise[k]->kernel->lattice.rows() * lanes_;
       rows_[k].next.reset(size);
     }
   }
@@ -81,7 +125,7 @@ class Iterator {
   // Filters what was splatted, so that the next pass can slice it.
   void blur() {
     for (size_t k = 0; k < taps_.size(); ++k) {
-      fold_and_blur(pairwise_[k]->lattice, lanes_, rows_[k].next, rows_[k].blurred, false, parallel_);
+      fold_and_blur(pairwise_[k]->kernel->lattice, lanes_, rows_[k].next, rows_[k].blurred, false, parallel_);
       std::swap(rows_[k].next, rows_[k].blurred);
       taps_[k].blurred = rows_[k].blurred.data();
     }
@@ -91,7 +135,7 @@ class Iterator {
   void prepare_next() {
     for (size_t k = 0; k < taps_.size(); ++k) {
       if (rows_[k].next.size() == 0) rows_[k].next.reset(rows_[k].blurred.size());
-      clear_empty_rows(pairwise_[k]->lattice, lanes_, rows_[k].next.data());
+      clear_empty_rows(pairwise_[k]->kernel->lattice, lanes_, rows_[k].next.data());
       taps_[k].next = rows_[k].next.data();
     }
   }
@@ -109,23 +153,31 @@ class Iterator {
 
 }  // namespace
 
-Pairwise::Pairwise(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, const float* values,
-                   Compat compat_kind, int labels, Normalization how, Parallel& parallel)
-    : lattice(features, dimensions, std::move(order), parallel), kind(compat_kind), normalization(Normalization::kNone) {
+Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
+    : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
+  std::fill(ones.begin(), ones.end(), 1.0f);
+  filter(lattice, lattice.make_taps(), ones.data(), 1, false, ones.data(), parallel);
+}
+
+Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,
+                   Normalization how, Parallel& parallel)
+    : kernel(std::move(of)), kind(compat_kind), normalization(how) {
   const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
   compat.assign(values, values + count);
   if (how == Normalization::kNone) return;
-  Buffer<float> factors = filter_ones(*this, parallel);
-  normalization = how;
-  for (float& n : factors) {
-    const double sum = static_cast<double>(n) + 1e-20;
-    n = static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
-  }
-  norm = std::move(factors);
+  constexpr int64_t kParts = 16;
+  norm.reset(kernel->lattice.points);
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(norm.size(), kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const double sum = static_cast<double>(kernel->ones[i]) + 1e-20;
+      norm[i] = static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
+    }
+  });
 }
 
 Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
-  Taps taps = lattice.make_taps();
+  Taps taps = kernel->lattice.make_taps();
   taps.compat = kind;
   if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) taps.before = norm.data();
   if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) taps.after = norm.data();
@@ -134,7 +186,8 @@ Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
   } else {
     const int rows = kind == Compat::kMatrix ? labels : 1;
     padded.assign(static_cast<size_t>(rows) * lanes, 0.0f);
-    for (int l = 0; l < rows; ++l) std::copy_n(&compat[static_cast<size_t>(l) * labels], labels, &padded[static_cast<size_t>(l) * lanes]);
+    for (int l = 0; l < rows; ++l)
+      std::copy_n(&compat[static_cast<size_t>(l) * labels], labels, &padded[static_cast<size_t>(l) * lanes]);
     taps.matrix = padded.data();
   }
   return taps;
@@ -150,8 +203,20 @@ void DenseCrf::set_unary(const float* unary, Parallel& parallel) {
 
 void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
-  pairwise_.push_back(
-      std::make_unique<Pairwise>(features, dimensions, order_, compat, kind, labels_, normalization, parallel));
+  auto kernel = std::make_shared<Kernel>(features, dimensions, order_, parallel);
+  pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
+}
+
+void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
+                            Normalization normalization, Parallel& parallel) {
+  auto kernel = kept_kernels().find(width, height, sx, sy);
+  if (kernel == nullptr) {
+    const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
+    kernel =
+        std::make_shared<Kernel>(features.data(), 2, std::make_shared<VisitOrder>(width * height, width), parallel);
+    kept_kernels().keep(width, height, sx, sy, kernel);
+  }
+  pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
 }
 
 bool DenseCrf::all_potts() const {
@@ -189,32 +254,33 @@ void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
   }
 }
 
-// With two labels F(Q_1) = F(1) - F(Q_0), so one value per vertex is enough: the score that label 0 has over label 1 is
-//   U_1 - U_0 + sum over kernels of w (2 F(Q_0) - F(1)).
+// The score that label 0 has over label 1 is U_1 - U_0 + sum over kernels of w F(Q_0 - Q_1): one value per vertex is
+// enough, and two labels with equal energies stay exactly equal.
 void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
   const int lanes = row_lanes(2);
-  Buffer<float> start(points_), bias(points_);
-  for (int64_t i = 0; i < points_; ++i)
-    bias[i] = start[i] = unary_.negative[i * lanes] - unary_.negative[i * lanes + 1];
+  Buffer<float> score(points_);
+  constexpr int64_t kParts = 16;
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(points_, kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i)
+      score[i] = unary_.negative[i * lanes] - unary_.negative[i * lanes + 1];
+  });
   std::vector<Taps> taps;
   std::vector<VertexRows> rows(pairwise_.size());
   std::vector<float> none;
   for (size_t k = 0; k < pairwise_.size(); ++k) {
     taps.push_back(pairwise_[k]->taps(2, 1, none));
-    taps[k].scale *= 2;
-    const Buffer<float> ones = filter_ones(*pairwise_[k], parallel);
-    for (int64_t i = 0; i < points_; ++i) bias[i] -= pairwise_[k]->compat[0] * ones[i];
-    rows[k].blurred.reset(pairwise_[k]->lattice.rows());
-    rows[k].next.reset(pairwise_[k]->lattice.rows());
+    rows[k].blurred.reset(pairwise_[k]->kernel->lattice.rows());
+    rows[k].next.reset(pairwise_[k]->kernel->lattice.rows());
   }
   for (int i = 0; i <= iterations; ++i) {
     BinaryPass pass{};
-    pass.bias = i > 0 ? bias.data() : start.data();
+    pass.score = score.data();
     pass.slice = i > 0, pass.splat = i < iterations;
     pass.out = i < iterations ? nullptr : q;
     pass.kernels = taps.data(), pass.kernel_count = static_cast<int32_t>(taps.size());
     for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      clear_empty_rows(pairwise_[k]->lattice, 1, rows[k].next.data());
+      clear_empty_rows(pairwise_[k]->kernel->lattice, 1, rows[k].next.data());
       taps[k].next = rows[k].next.data();
     }
     parallel_for(parallel, order_->chunks(), [&](int64_t chunk) {
@@ -224,7 +290,7 @@ void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
       isa().binary_pass(part);
     });
     for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      fold_and_blur(pairwise_[k]->lattice, 1, rows[k].next, rows[k].blurred, false, parallel);
+      fold_and_blur(pairwise_[k]->kernel->lattice, 1, rows[k].next, rows[k].blurred, false, parallel);
       std::swap(rows[k].next, rows[k].blurred);
       taps[k].blurred = rows[k].blurred.data();
     }
@@ -248,7 +314,9 @@ void DenseCrf::apply_pairwise(const float* q, float* out, bool normalize, Parall
   iterator.run(pass);
 }
 
-void DenseCrf::step(float* q, Parallel& parallel) { apply_pairwise(q, q, true, parallel); }
+void DenseCrf::step(float* q, Parallel& parallel) {
+  apply_pairwise(q, q, true, parallel);
+}
 
 double DenseCrf::kl_divergence(const float* q, Parallel& parallel) {
   Buffer<float> score(points_ * labels_);  // -U minus the pairwise terms

@@ -16,13 +16,21 @@ namespace deeplab_fast {
 
 enum class Normalization { kNone = 0, kBefore = 1, kAfter = 2, kSymmetric = 3 };
 
+// A lattice and what it makes of ones, which normalises it: all of a kernel that depends on the features only.
+struct Kernel {
+  Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel);
+
+  Lattice lattice;
+  Buffer<float> ones;  // [points]
+};
+
 // One pairwise term: Gaussian kernel on the features, normalisation, label compatibility.
 struct Pairwise {
   // compat: 1 value (Potts: -w F(Q)), labels values (+ v F(Q)) or labels x labels, symmetric (+ M F(Q)).
-  Pairwise(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, const float* compat,
-           Compat kind, int labels, Normalization normalization, Parallel& parallel);
+  Pairwise(std::shared_ptr<const Kernel> kernel, const float* compat, Compat kind, int labels,
+           Normalization normalization, Parallel& parallel);
 
-  Lattice lattice;
+  std::shared_ptr<const Kernel> kernel;
   Compat kind;
   Normalization normalization;
   std::vector<float> compat;
@@ -38,8 +46,12 @@ class DenseCrf {
   DenseCrf(int64_t points, int labels, int64_t width = 0);
 
   void set_unary(const float* unary, Parallel& parallel);  // [labels][points]; null: none
-  void add_pairwise(const float* features, int dimensions, const float* compat, Compat kind, Normalization normalization,
-                    Parallel& parallel);
+  void add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
+                    Normalization normalization, Parallel& parallel);
+  // Features (x/sx, y/sy) of an image of that width. Their kernel depends on nothing else, and that of the last few
+  // sizes and deviations is kept between calls.
+  void add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
+                    Normalization normalization, Parallel& parallel);
   void set_collapse(float epsilon) { collapse_ = epsilon; }
 
   int64_t points() const { return points_; }
@@ -47,8 +59,8 @@ class DenseCrf {
 
   // q[i * labels + l], pixel-major.
   void inference(int iterations, float* q, Parallel& parallel);
-  void start(float* q, Parallel& parallel);         // softmax(-U)
-  void step(float* q, Parallel& parallel);          // one iteration, in place
+  void start(float* q, Parallel& parallel);  // softmax(-U)
+  void step(float* q, Parallel& parallel);   // one iteration, in place
   double kl_divergence(const float* q, Parallel& parallel);
 
  private:

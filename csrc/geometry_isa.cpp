@@ -44,12 +44,18 @@ void locate_points(int dimensions, const float* features, int64_t stride, int64_
 void locate(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
             SimplexBlock out) {
   switch (dimensions) {
-    case 1: return locate_points<1>(1, features, stride, begin, count, scale, out);
-    case 2: return locate_points<2>(2, features, stride, begin, count, scale, out);
-    case 3: return locate_points<3>(3, features, stride, begin, count, scale, out);
-    case 5: return locate_points<5>(5, features, stride, begin, count, scale, out);
-    case 6: return locate_points<6>(6, features, stride, begin, count, scale, out);
-    default: return locate_points<0>(dimensions, features, stride, begin, count, scale, out);
+    case 1:
+      return locate_points<1>(1, features, stride, begin, count, scale, out);
+    case 2:
+      return locate_points<2>(2, features, stride, begin, count, scale, out);
+    case 3:
+      return locate_points<3>(3, features, stride, begin, count, scale, out);
+    case 5:
+      return locate_points<5>(5, features, stride, begin, count, scale, out);
+    case 6:
+      return locate_points<6>(6, features, stride, begin, count, scale, out);
+    default:
+      return locate_points<0>(dimensions, features, stride, begin, count, scale, out);
   }
 }
 
@@ -63,7 +69,8 @@ FeatureRange feature_range(const float* values, int64_t count) {
     high = (x > high) ? x : high;
     zero_if_finite = zero_if_finite + x * 0.0f;
   }
-  FeatureRange range{-reduce_max<kWidth>(-low), reduce_max<kWidth>(high), reduce_add<kWidth>(zero_if_finite) == 0.0f};
+  FeatureRange range{-reduce<kWidth>(-low, Max()), reduce<kWidth>(high, Max()),
+                     reduce<kWidth>(zero_if_finite, Add()) == 0.0f};
   for (; i < count; ++i) {
     range.low = values[i] < range.low ? values[i] : range.low;
     range.high = values[i] > range.high ? values[i] : range.high;

@@ -43,7 +43,8 @@ const Isa& choose() {
       throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) + ": this processor does not have it");
     }
   }
-  throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) + ": unknown, should be baseline, avx2 or avx512");
+  throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) +
+                              ": unknown, should be baseline, avx2 or avx512");
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct FeatureRange {
 enum class Compat : int32_t { kPotts, kDiagonal, kMatrix };
 struct Taps {
   int32_t count;          // vertices a point touches, D+1
+  bool scattered;         // there are nearly as many vertices as points: neighbouring points share few
   const int32_t* vertex;  // [points][count] row to slice from
   const int32_t* row;     // [points][count] row to splat into; complemented (< 0) where it is the first to do so
   const float* weight;    // [points][count] barycentric
@@ -35,14 +36,14 @@ struct Taps {
   const float* blurred;   // rows, this iteration's filtered Q
   float* next;            // rows, receives the splat of the new Q
   Compat compat;
-  float scale;            // Potts: compat weight and slice scale; else the slice scale
-  const float* matrix;    // kDiagonal: [lanes]; kMatrix: [labels][lanes]; row l multiplies F(Q)_l
+  float scale;          // Potts: compat weight and slice scale; else the slice scale
+  const float* matrix;  // kDiagonal: [lanes]; kMatrix: [labels][lanes]; row l multiplies F(Q)_l
 };
 
 // Blur of consecutive vertices along one axis, out of place. Vertex v is at base + v * stride in each of the buffers.
 struct BlurRow {
-  int64_t begin, end;               // vertices
-  const int32_t *previous, *next;   // [vertices] neighbours, < 0: none
+  int64_t begin, end;              // vertices
+  const int32_t *previous, *next;  // [vertices] neighbours, < 0: none
   const float *centre_base, *previous_base, *next_base;
   int64_t in_stride;
   float* out_base;
@@ -52,28 +53,28 @@ struct BlurRow {
 
 struct PixelPass {
   const PointTile *tiles, *tiles_end;
-  int32_t labels, lanes;         // lanes: labels rounded up to whole vectors
-  const float* negative_unary;   // [points][lanes], padding very negative
-  const float* multiplicity;     // [lanes] labels a lane stands for, 0 in the padding
+  int32_t labels, lanes;        // lanes: labels rounded up to whole vectors
+  const float* negative_unary;  // [points][lanes], padding very negative
+  const float* multiplicity;    // [lanes] labels a lane stands for, 0 in the padding
   const Taps* kernels;
   int32_t kernel_count;
-  bool slice;                    // add the pairwise terms (false: the start, Q = softmax(-U))
-  bool splat;                    // scatter the new Q into each kernel's `next`
-  bool normalize;                // softmax (false: leave -U minus pairwise, for the KL divergence)
-  float* out;                    // [points][out_labels] or null: where to store Q
+  bool slice;      // add the pairwise terms (false: the start, Q = softmax(-U))
+  bool splat;      // scatter the new Q into each kernel's `next`
+  bool normalize;  // softmax (false: leave -U minus pairwise, for the KL divergence)
+  float* out;      // [points][out_labels] or null: where to store Q
   int32_t out_labels;
   const int32_t* lane_of_label;  // [out_labels] which lane a label is stored from; null: its own
   float* scratch;                // pixel_pass_scratch(lanes) floats
 };
 
-// Two labels under Potts compatibility: one scalar per vertex, see mean_field.cpp.
+// Two labels under Potts compatibility: one scalar per vertex, see DenseCrf::binary_inference.
 struct BinaryPass {
   const PointTile *tiles, *tiles_end;
-  const float* bias;             // [points] score difference before the pairwise terms
-  const Taps* kernels;           // scale is twice the Potts weight times the slice scale
+  const float* score;   // [points] what label 0 has over label 1 before the pairwise terms
+  const Taps* kernels;  // Potts
   int32_t kernel_count;
   bool slice, splat;
-  float* out;                    // [points][2] or null
+  float* out;  // [points][2] or null
 };
 
 struct Isa {

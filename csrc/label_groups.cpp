@@ -10,11 +10,13 @@
 namespace deeplab_fast {
 namespace {
 
-constexpr int64_t kTile = 64;      // points transposed at a time
-constexpr int64_t kTask = 4096;    // points per task
-constexpr float kPadding = -1e30f; // energy of the lanes that are no label: exp gives 0
+constexpr int64_t kTile = 64;       // points transposed at a time
+constexpr int64_t kTask = 4096;     // points per task
+constexpr float kPadding = -1e30f;  // energy of the lanes that are no label: exp gives 0
 
-int64_t tasks(int64_t points) { return (points + kTask - 1) / kTask; }
+int64_t tasks(int64_t points) {
+  return (points + kTask - 1) / kTask;
+}
 
 bool equal_rows(const float* a, const float* b, int64_t points) {
   // Most labels differ at once; look at a few points spread over the image before reading all of it.
@@ -75,7 +77,8 @@ UnaryRows expand_groups(const UnaryRows& rows, int64_t points, Parallel& paralle
   return expanded;
 }
 
-UnaryRows group_unlikely_labels(const UnaryRows& rows, int64_t points, float epsilon, float pairwise, Parallel& parallel) {
+UnaryRows group_unlikely_labels(const UnaryRows& rows, int64_t points, float epsilon, float pairwise,
+                                Parallel& parallel) {
   const int groups = rows.groups(), lanes = row_lanes(groups);
   const int64_t count = tasks(points);
   std::vector<std::vector<float>> least(count);
@@ -118,8 +121,10 @@ UnaryRows group_unlikely_labels(const UnaryRows& rows, int64_t points, float eps
       const float highest = *std::max_element(row, row + groups);
       float sum = 0;
       for (int g = 0; g < groups; ++g) {
-        if (target[g] >= 0) to[target[g]] = row[g];
-        else sum += static_cast<float>(rows.labels_of_group[g]) * std::exp(row[g] - highest);
+        if (target[g] >= 0)
+          to[target[g]] = row[g];
+        else
+          sum += static_cast<float>(rows.labels_of_group[g]) * std::exp(row[g] - highest);
       }
       to[kept] = std::max(highest + std::log(sum / members), kPadding);
       std::fill(to + kept + 1, to + new_lanes, kPadding);

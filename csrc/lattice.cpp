@@ -27,10 +27,14 @@ void find_next(const PackedKeys& packed, int64_t vertices, const Key<kWords>& st
 
 void find_next(const PackedKeys& packed, int64_t vertices, const FieldLayout& layout, int D, int axis, int32_t* next) {
   switch (packed.words) {
-    case 1: return find_next<1>(packed, vertices, layout.step<1>(D, axis), next);
-    case 2: return find_next<2>(packed, vertices, layout.step<2>(D, axis), next);
-    case 4: return find_next<4>(packed, vertices, layout.step<4>(D, axis), next);
-    default: return find_next<24>(packed, vertices, layout.step<24>(D, axis), next);
+    case 1:
+      return find_next<1>(packed, vertices, layout.step<1>(D, axis), next);
+    case 2:
+      return find_next<2>(packed, vertices, layout.step<2>(D, axis), next);
+    case 4:
+      return find_next<4>(packed, vertices, layout.step<4>(D, axis), next);
+    default:
+      return find_next<24>(packed, vertices, layout.step<24>(D, axis), next);
   }
 }
 

@@ -20,8 +20,8 @@ struct Chains {
   std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
 };
 
-// Two dimensions: vertices lie on lines of constant field 0 (packing.h), in the order of their numbers, and a step along
-// an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
+// Two dimensions: vertices lie on lines of constant field 0 (packing.h), in the order of their numbers, and a step
+// along an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
 struct Bands {
   std::vector<int64_t> line_start;  // [lines + 1] first vertex
   Buffer<int32_t> neighbour;        // [3][2][vertices] previous and next along each axis, < 0: none
@@ -41,21 +41,21 @@ struct Lattice {
 
   std::shared_ptr<const VisitOrder> order;
   int dimensions;
-  int taps;                     // vertices a point touches: dimensions + 1
+  int taps;  // vertices a point touches: dimensions + 1
   int64_t points;
   int64_t vertices = 0;
   int64_t extra = 0;
 
-  Buffer<int32_t> vertex;       // [points][taps]
-  Buffer<float> weight;         // [points][taps] barycentric coordinates
+  Buffer<int32_t> vertex;  // [points][taps]
+  Buffer<float> weight;    // [points][taps] barycentric coordinates
   // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
   // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
   // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
-  Buffer<int32_t> row;          // [points][taps]: the vertex, or the chunk's extra row for it
-  Buffer<int32_t> extra_vertex; // [extra] ascending
+  Buffer<int32_t> row;              // [points][taps]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> extra_vertex;     // [extra] ascending
   std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
-  std::vector<Chains> chains;   // [taps]; empty for two dimensions, which have bands
-  Bands bands;                  // for two dimensions only
+  std::vector<Chains> chains;       // [taps]; empty for two dimensions, which have bands
+  Bands bands;                      // for two dimensions only
   PackedKeys packed;
 
   int64_t rows() const { return vertices + extra; }
@@ -68,8 +68,8 @@ struct Lattice {
 // Call before splatting: clears the rows that no splat will set.
 void clear_empty_rows(const Lattice& lattice, int lanes, float* rows);
 
-// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint). `spare` is
-// a buffer of the same size, or empty (it is allocated if needed); its content is lost.
+// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint). `spare`
+// is a buffer of the same size, or empty (it is allocated if needed); its content is lost.
 void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffer<float>& spare, bool reverse,
                    Parallel& parallel);
 

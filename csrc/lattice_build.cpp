@@ -36,7 +36,8 @@ Bounds feature_bounds(const float* features, int D, int64_t points, Parallel& pa
   });
   for (int d = 0; d < D; ++d)
     if (!finite[d])
-      throw std::invalid_argument("features: dimension " + std::to_string(d) + " has a NaN or infinite value, should be finite");
+      throw std::invalid_argument("features: dimension " + std::to_string(d) +
+                                  " has a NaN or infinite value, should be finite");
   for (int i = 0; i < D; ++i)
     bounds.may_overflow |= !(elevated_bound(i, D, bounds.low, bounds.high) + 3 * (D + 1) <= kMaxKey);
   return bounds;
@@ -64,9 +65,14 @@ class ChunkBuilder {
       int32_t* ids = &lattice_.vertex[tile->first * lattice_.taps];
       float* weights = &lattice_.weight[tile->first * lattice_.taps];
       switch (D_) {
-        case 2: return_ids<2>(tile->count, ids, weights); break;
-        case 5: return_ids<5>(tile->count, ids, weights); break;
-        default: return_ids<0>(tile->count, ids, weights);
+        case 2:
+          return_ids<2>(tile->count, ids, weights);
+          break;
+        case 5:
+          return_ids<5>(tile->count, ids, weights);
+          break;
+        default:
+          return_ids<0>(tile->count, ids, weights);
       }
     }
   }
@@ -175,12 +181,16 @@ void sort_items(Buffer<Item<kWords>>& items, int, Parallel&) {
   std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
 }
 
-bool same_key(const KeySlot& a, const KeySlot& b) { return a.key == b.key; }
+bool same_key(const KeySlot& a, const KeySlot& b) {
+  return a.key == b.key;
+}
 template <int kWords>
 bool same_key(const Item<kWords>& a, const Item<kWords>& b) {
   return a.key == b.key;
 }
-void copy_key(const KeySlot& item, uint64_t* to) { *to = item.key; }
+void copy_key(const KeySlot& item, uint64_t* to) {
+  *to = item.key;
+}
 template <int kWords>
 void copy_key(const Item<kWords>& item, uint64_t* to) {
   std::copy_n(item.key.word, kWords, to);
@@ -188,8 +198,8 @@ void copy_key(const Item<kWords>& item, uint64_t* to) {
 
 // Steps 2 and 3: `slot` counts through the chunks' lists, one after another.
 template <int kWords, class Item>
-void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<kWords>>*>& lists, size_t touched_by_last,
-                     int bits, Parallel& parallel) {
+void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<kWords>>*>& lists,
+                     size_t touched_by_last, int bits, Parallel& parallel) {
   const auto chunks = static_cast<int64_t>(lists.size());
   std::vector<int64_t> first_slot(chunks + 1, 0);
   for (int64_t c = 0; c < chunks; ++c) first_slot[c + 1] = first_slot[c] + static_cast<int64_t>(lists[c]->size());
@@ -248,7 +258,8 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
 }
 
 template <int kWords>
-void build(Lattice& lattice, const float* features, const FieldLayout& layout, bool check_overflow, Parallel& parallel) {
+void build(Lattice& lattice, const float* features, const FieldLayout& layout, bool check_overflow,
+           Parallel& parallel) {
   std::vector<float> scale;
   for (int d = 0; d < lattice.dimensions; ++d) scale.push_back(embedding_scale(d, lattice.dimensions));
   const int64_t chunks = lattice.order->chunks();
@@ -261,14 +272,20 @@ void build(Lattice& lattice, const float* features, const FieldLayout& layout, b
   std::vector<const std::vector<Key<kWords>>*> lists;
   for (const auto& builder : builders) lists.push_back(&builder->keys());
   using Sorted = std::conditional_t<kWords == 1, KeySlot, Item<kWords>>;
-  number_vertices<kWords, Sorted>(lattice, lists, builders.back()->touched(), layout.shift[0] + layout.bits[0], parallel);
+  number_vertices<kWords, Sorted>(lattice, lists, builders.back()->touched(), layout.shift[0] + layout.bits[0],
+                                  parallel);
 }
 
 }  // namespace
 
 Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
-    : order(std::move(visit)), dimensions(D), taps(D + 1), points(order->points), vertex(points * taps),
-      weight(points * taps), row(points * taps) {
+    : order(std::move(visit)),
+      dimensions(D),
+      taps(D + 1),
+      points(order->points),
+      vertex(points * taps),
+      weight(points * taps),
+      row(points * taps) {
   const Bounds bounds = feature_bounds(features, D, points, parallel);
   const FieldLayout layout(D, bounds.low, bounds.high);
 
@@ -288,6 +305,7 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
 Taps Lattice::make_taps() const {
   Taps t{};
   t.count = taps, t.vertex = vertex.data(), t.row = row.data(), t.weight = weight.data();
+  t.scattered = vertices * 4 > points;
   t.scale = slice_scale(dimensions);
   return t;
 }

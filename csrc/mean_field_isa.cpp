@@ -19,7 +19,16 @@ struct Tile {
   int count;
   float* energy;    // [kTile][lanes]: energies, then unnormalised probabilities
   float* filtered;  // [kTile][lanes], for matrix compat only
-  float inverse[kTile];
+  alignas(64) float highest[kTile];
+  alignas(64) float inverse[kTile];
+
+  DEEPLAB_FAST_INLINE Tile(const PixelPass& of, const PointTile& points)
+      : pass(of),
+        first(points.first),
+        next_first(-1),
+        count(points.count),
+        energy(of.scratch),
+        filtered(of.scratch + kTile * of.lanes) {}
 
   // The point visited kAhead points after the p-th of this tile; itself where there is none.
   DEEPLAB_FAST_INLINE int64_t ahead(int p) const {
@@ -28,78 +37,93 @@ struct Tile {
   }
 };
 
-// energy -= compat(filtered) for one kernel. kCount: taps, kStride: lanes, where known at compile time (else 0).
-template <int W, int N, int kCount, int kStride>
-DEEPLAB_FAST_INLINE void slice_tile(Tile& tile, const Taps& taps, int lane) {
-  const int count = kCount > 0 ? kCount : taps.count;
-  const int64_t lanes = kStride > 0 ? kStride : tile.pass.lanes;
-  const float* rows = taps.blurred + lane;
-  const int32_t* vertex = taps.vertex + tile.first * count;
-  const float* weight = taps.weight + tile.first * count;
-  for (int p = 0; p < tile.count; ++p, vertex += count, weight += count) {
-    const int32_t* later = taps.vertex + tile.ahead(p) * count;
-    Block<W, N> sum = Block<W, N>::zero();
-    for (int j = 0; j < count; ++j) {
-      prefetch_row(rows + later[j] * lanes, W * N);
-      sum.add_scaled(weight[j], rows + vertex[j] * lanes);
-    }
-    float* energy = tile.energy + p * lanes + lane;
-    const float factor = taps.scale * (taps.after != nullptr ? taps.after[tile.first + p] : 1.0f);
-    if (taps.compat == Compat::kPotts) {
-      Block<W, N> total = Block<W, N>::from(energy);
-      total.add_scaled(factor, sum);
-      total.to(energy);
-    } else if (taps.compat == Compat::kDiagonal) {
-      Block<W, N> total = Block<W, N>::from(energy);
-      const Block<W, N> diagonal = Block<W, N>::from(taps.matrix + lane);
-      for (int n = 0; n < N; ++n) total.v[n] = total.v[n] - factor * diagonal.v[n] * sum.v[n];
-      total.to(energy);
-    } else {
-      sum.to(tile.filtered + p * lanes + lane);
-    }
-  }
+DEEPLAB_FAST_INLINE float output_factor(const Taps& taps, int64_t point) {
+  return taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
 }
 
-template <int W, int N, int kCount, int kStride>
-DEEPLAB_FAST_INLINE void splat_tile(const Tile& tile, const Taps& taps, int lane) {
-  const int count = kCount > 0 ? kCount : taps.count;
-  const int64_t lanes = kStride > 0 ? kStride : tile.pass.lanes;
-  float* rows = taps.next + lane;
-  const int32_t* target = taps.row + tile.first * count;
-  const float* weight = taps.weight + tile.first * count;
-  for (int p = 0; p < tile.count; ++p, target += count, weight += count) {
-    const int32_t* later = taps.row + tile.ahead(p) * count;
-    const Block<W, N> value = Block<W, N>::from(tile.energy + p * lanes + lane);
-    const float factor = tile.inverse[p] * (taps.before != nullptr ? taps.before[tile.first + p] : 1.0f);
-    for (int j = 0; j < count; ++j) {
-      prefetch_row(rows + (later[j] ^ later[j] >> 31) * lanes, W * N);
-      add_to_row<W, N>(target[j], weight[j] * factor, value, rows, lanes);
-    }
-  }
+// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over taps
+// unroll; else with a count of 0, which stands for taps.count.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+template <class Body>
+DEEPLAB_FAST_INLINE void by_shape(const Taps& taps, Body&& body) {
+  if (taps.count == 6 && taps.scattered) return body(Constant<6>(), Constant<1>());
+  if (taps.count == 6) return body(Constant<6>(), Constant<0>());
+  if (taps.count == 3 && taps.scattered) return body(Constant<3>(), Constant<1>());
+  if (taps.count == 3) return body(Constant<3>(), Constant<0>());
+  body(Constant<0>(), Constant<1>());
 }
 
-// Calls Stage<W, N, taps, lanes>, with the common numbers of taps (image kernels) and of lanes as constants.
-#define DEEPLAB_FAST_BY_SHAPE(stage, tile, taps, lane)                                          \
-  if (tile.pass.lanes == W * N) {                                                               \
-    if (taps.count == 3) return stage<W, N, 3, W * N>(tile, taps, lane);                        \
-    if (taps.count == 6) return stage<W, N, 6, W * N>(tile, taps, lane);                        \
-  }                                                                                             \
-  stage<W, N, 0, 0>(tile, taps, lane);
+// Slices a kernel's rows and subtracts its term from `energies`, which gives the tile's; with a matrix, which needs all
+// lanes first, only stores what was sliced.
+template <int W, int N>
+DEEPLAB_FAST_INLINE void slice_block(Tile& tile, const Taps& taps, int lane, int64_t lanes, const float* energies) {
+  by_shape(taps, [&](auto constant_count, auto scattered) {
+    const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    const float* rows = taps.blurred + lane;
+    for (int p = 0; p < tile.count; ++p) {
+      const int64_t point = tile.first + p;
+      if (scattered.value) {
+        const int32_t* later = taps.vertex + tile.ahead(p) * count;
+        for (int j = 0; j < count; ++j) prefetch_row(row_at(rows, later[j], lanes), W * N);
+      }
+      Block<W, N> sum = slice_rows<W, N>(count, taps.vertex + point * count, taps.weight + point * count, rows, lanes);
+      if (taps.compat == Compat::kMatrix) {
+        sum.to(tile.filtered + p * lanes + lane);
+        continue;
+      }
+      if (taps.compat == Compat::kDiagonal) {
+        const Block<W, N> diagonal = Block<W, N>::from(taps.matrix + lane);
+        for (int n = 0; n < N; ++n) sum.v[n] = -diagonal.v[n] * sum.v[n];
+      }
+      Block<W, N> energy = Block<W, N>::from(energies + p * lanes + lane);
+      energy.add_scaled(output_factor(taps, point), sum);
+      energy.to(tile.energy + p * lanes + lane);
+    }
+  });
+}
 
-struct SliceTile {
+template <int W, int N>
+DEEPLAB_FAST_INLINE void splat_block(const Tile& tile, const Taps& taps, int lane, int64_t lanes) {
+  by_shape(taps, [&](auto constant_count, auto scattered) {
+    const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    float* rows = taps.next + lane;
+    for (int p = 0; p < tile.count; ++p) {
+      const int64_t point = tile.first + p;
+      if (scattered.value) {
+        const int32_t* later = taps.row + tile.ahead(p) * count;
+        for (int j = 0; j < count; ++j) prefetch_row(row_at(rows, later[j] ^ later[j] >> 31, lanes), W * N);
+      }
+      const int32_t* target = taps.row + point * count;
+      const float* weight = taps.weight + point * count;
+      const float factor = tile.inverse[p] * (taps.before != nullptr ? taps.before[point] : 1.0f);
+      Block<W, N> value = Block<W, N>::from(tile.energy + p * lanes + lane);
+      for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
+      for (int j = 0; j < count; ++j) add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows, lanes);
+    }
+  });
+}
+
+// With one block of lanes their number is a constant.
+struct SliceKernel {
   Tile& tile;
   const Taps& taps;
+  const float* energies;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    DEEPLAB_FAST_BY_SHAPE(slice_tile, tile, taps, lane)
+    if (tile.pass.lanes == W * N) return slice_block<W, N>(tile, taps, 0, W * N, energies);
+    slice_block<W, N>(tile, taps, lane, tile.pass.lanes, energies);
   }
 };
-struct SplatTile {
+struct SplatKernel {
   const Tile& tile;
   const Taps& taps;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    DEEPLAB_FAST_BY_SHAPE(splat_tile, tile, taps, lane)
+    if (tile.pass.lanes == W * N) return splat_block<W, N>(tile, taps, 0, W * N);
+    splat_block<W, N>(tile, taps, lane, tile.pass.lanes);
   }
 };
 
@@ -110,59 +134,64 @@ struct AddMatrix {
   DEEPLAB_FAST_INLINE void run(int lane) const {
     const int64_t lanes = tile.pass.lanes;
     for (int p = 0; p < tile.count; ++p) {
-      const float factor = -taps.scale * (taps.after != nullptr ? taps.after[tile.first + p] : 1.0f);
       Block<W, N> product = Block<W, N>::zero();
       for (int l = 0; l < tile.pass.labels; ++l)
         product.add_scaled(tile.filtered[p * lanes + l], taps.matrix + l * lanes + lane);
-      Block<W, N> sum = Block<W, N>::from(tile.energy + p * lanes + lane);
-      sum.add_scaled(factor, product);
-      sum.to(tile.energy + p * lanes + lane);
+      Block<W, N> energy = Block<W, N>::from(tile.energy + p * lanes + lane);
+      energy.add_scaled(-output_factor(taps, tile.first + p), product);
+      energy.to(tile.energy + p * lanes + lane);
     }
   }
 };
+// Reductions over the lanes of all points of a tile, joined with those of earlier blocks of lanes.
+template <int W, class Op>
+DEEPLAB_FAST_INLINE void reduce_tile(const typename Vec<W>::type* of_point, Op op, int lane, float* out) {
+  float here[kTile];
+  for (int p = 0; p < kTile; p += W) reduce_rows<W>(of_point + p, op, here + p);
+  for (int p = 0; p < kTile; ++p) out[p] = lane > 0 ? op(out[p], here[p]) : here[p];
+}
 
 struct Highest {
-  const Tile& tile;
-  float* highest;
+  Tile& tile;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
+    typename Vec<W>::type high[kTile];
+    for (int p = tile.count; p < kTile; ++p) high[p] = broadcast<W>(0.0f);
     for (int p = 0; p < tile.count; ++p) {
       const Block<W, N> energy = Block<W, N>::from(tile.energy + p * int64_t{tile.pass.lanes} + lane);
-      typename Vec<W>::type high = energy.v[0];
-      for (int n = 1; n < N; ++n) high = (energy.v[n] > high) ? energy.v[n] : high;
-      const float here = reduce_max<W>(high);
-      highest[p] = here > highest[p] ? here : highest[p];
+      high[p] = energy.v[0];
+      for (int n = 1; n < N; ++n) high[p] = Max()(energy.v[n], high[p]);
     }
+    reduce_tile<W>(high, Max(), lane, tile.highest);
   }
 };
 
 struct Exp {
   Tile& tile;
-  const float* highest;
   float* sum;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
     const Block<W, N> multiplicity = Block<W, N>::from(tile.pass.multiplicity + lane);
+    typename Vec<W>::type total[kTile];
+    for (int p = tile.count; p < kTile; ++p) total[p] = broadcast<W>(0.0f);
     for (int p = 0; p < tile.count; ++p) {
       float* memory = tile.energy + p * int64_t{tile.pass.lanes} + lane;
       Block<W, N> energy = Block<W, N>::from(memory);
-      typename Vec<W>::type total = broadcast<W>(0.0f);
       for (int n = 0; n < N; ++n) {
-        energy.v[n] = exp_nonpositive<W>(energy.v[n] - highest[p]);
-        total = total + energy.v[n] * multiplicity.v[n];
+        energy.v[n] = exp_nonpositive<W>(energy.v[n] - tile.highest[p]);
+        total[p] = n > 0 ? total[p] + energy.v[n] * multiplicity.v[n] : energy.v[n] * multiplicity.v[n];
       }
       energy.to(memory);
-      sum[p] += reduce_add<W>(total);
     }
+    reduce_tile<W>(total, Add(), lane, sum);
   }
 };
 
 void softmax(Tile& tile) {
-  float highest[kTile], sum[kTile];
-  for (int p = 0; p < kTile; ++p) highest[p] = -__builtin_inff(), sum[p] = 0.0f;
-  for_lane_blocks(tile.pass.lanes, Highest{tile, highest});
-  for_lane_blocks(tile.pass.lanes, Exp{tile, highest, sum});
-  for (int p = 0; p < tile.count; ++p) tile.inverse[p] = 1.0f / sum[p];
+  float sum[kTile];
+  for_lane_blocks(tile.pass.lanes, Highest{tile});
+  for_lane_blocks(tile.pass.lanes, Exp{tile, sum});
+  for (int p = 0; p < kTile; ++p) tile.inverse[p] = 1.0f / sum[p];
 }
 
 void store_tile(const Tile& tile) {
@@ -180,26 +209,34 @@ void store_tile(const Tile& tile) {
 
 }  // namespace
 
-int pixel_pass_scratch(int lanes) { return 2 * kTile * lanes; }
+int pixel_pass_scratch(int lanes) {
+  return 2 * kTile * lanes;
+}
 
 void pixel_pass(const PixelPass& pass) {
   for (const PointTile* now = pass.tiles; now < pass.tiles_end; ++now) {
-    Tile tile{pass, now->first, -1, now->count, pass.scratch, pass.scratch + kTile * pass.lanes, {}};
+    Tile tile(pass, *now);
+    if (!pass.normalize)
+      for (float& one : tile.inverse) one = 1.0f;
     if (now + 1 < pass.tiles_end && now[1].count >= kAhead) {
       tile.next_first = now[1].first;
       for (int lane = 0; lane < now[1].count * pass.lanes; lane += 16)
         __builtin_prefetch(pass.negative_unary + tile.next_first * pass.lanes + lane);
     }
-    __builtin_memcpy(tile.energy, pass.negative_unary + now->first * pass.lanes, sizeof(float) * now->count * pass.lanes);
+    const float* energies = pass.negative_unary + now->first * pass.lanes;
+    if (!pass.slice || pass.kernel_count == 0 || pass.kernels[0].compat == Compat::kMatrix) {
+      __builtin_memcpy(tile.energy, energies, sizeof(float) * now->count * pass.lanes);
+      energies = tile.energy;
+    }
     for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
-      for_lane_blocks(pass.lanes, SliceTile{tile, pass.kernels[k]});
+      for_lane_blocks(pass.lanes, SliceKernel{tile, pass.kernels[k], energies});
+      energies = tile.energy;
       if (pass.kernels[k].compat == Compat::kMatrix) for_lane_blocks(pass.lanes, AddMatrix{tile, pass.kernels[k]});
     }
-    for (float& one : tile.inverse) one = 1.0f;
     if (pass.normalize) softmax(tile);
     if (pass.out != nullptr) store_tile(tile);
     for (int k = 0; pass.splat && k < pass.kernel_count; ++k)
-      for_lane_blocks(pass.lanes, SplatTile{tile, pass.kernels[k]});
+      for_lane_blocks(pass.lanes, SplatKernel{tile, pass.kernels[k]});
   }
 }
 
@@ -207,15 +244,20 @@ void pixel_pass(const PixelPass& pass) {
 void binary_pass(const BinaryPass& pass) {
   alignas(64) float score[kTile] = {}, q[2][kTile];
   for (const PointTile* tile = pass.tiles; tile < pass.tiles_end; ++tile) {
-    for (int i = 0; i < tile->count; ++i) {
-      const int64_t point = tile->first + i;
-      float sum = pass.bias[point];
-      for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
-        const Taps& taps = pass.kernels[k];
-        const float factor = taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
-        sum += factor * slice_point<1, 1>(taps, point, taps.blurred, 1).v[0];
-      }
-      score[i] = sum;
+    for (int i = 0; i < tile->count; ++i) score[i] = pass.score[tile->first + i];
+    for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
+      const Taps& taps = pass.kernels[k];
+      by_shape(taps, [&](auto constant_count, auto) {
+        const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+        for (int i = 0; i < tile->count; ++i) {
+          const int64_t point = tile->first + i;
+          const int32_t* vertex = taps.vertex + point * count;
+          const float* weight = taps.weight + point * count;
+          float sum = 0.0f;
+          for (int j = 0; j < count; ++j) sum += weight[j] * taps.blurred[vertex[j]];
+          score[i] += output_factor(taps, point) * sum;
+        }
+      });
     }
     for (int i = 0; i < kTile; i += 8) {
       const auto s = load<8>(score + i);
@@ -224,9 +266,20 @@ void binary_pass(const BinaryPass& pass) {
       store<8>(q[0] + i, (s < 0.0f) ? low : high);
       store<8>(q[1] + i, (s < 0.0f) ? high : low);
     }
-    for (int k = 0; pass.splat && k < pass.kernel_count; ++k)
-      for (int i = 0; i < tile->count; ++i)
-        splat_point<1, 1>(pass.kernels[k], tile->first + i, Block<1, 1>::from(q[0] + i), pass.kernels[k].next, 1);
+    for (int k = 0; pass.splat && k < pass.kernel_count; ++k) {
+      const Taps& taps = pass.kernels[k];
+      by_shape(taps, [&](auto constant_count, auto scattered) {
+        const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+        for (int i = 0; i < tile->count; ++i) {
+          const int64_t point = tile->first + i;
+          const int32_t* target = taps.row + point * count;
+          const float* weight = taps.weight + point * count;
+          const Block<1, 1> value{{(q[0][i] - q[1][i]) * (taps.before != nullptr ? taps.before[point] : 1.0f)}};
+          for (int j = 0; j < count; ++j)
+            add_to_row<1, 1, scattered.value != 0>(target[j], weight[j], value, taps.next, 1);
+        }
+      });
+    }
     for (int i = 0; pass.out != nullptr && i < tile->count; ++i)
       pass.out[2 * (tile->first + i)] = q[0][i], pass.out[2 * (tile->first + i) + 1] = q[1][i];
   }
@@ -244,8 +297,17 @@ void fold(const int32_t*, int64_t, int64_t, int64_t, int, float*);
 #define DEEPLAB_FAST_STRING_OF(name) #name
 #define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
 extern const Isa table;
-const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME), locate, feature_range, splat, slice, blur, blur_row, fold,
-                pixel_pass_scratch, pixel_pass, binary_pass};
+const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME),
+                locate,
+                feature_range,
+                splat,
+                slice,
+                blur,
+                blur_row,
+                fold,
+                pixel_pass_scratch,
+                pixel_pass,
+                binary_pass};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

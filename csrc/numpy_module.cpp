@@ -23,7 +23,9 @@ using ImageArray = py::array_t<uint8_t, py::array::c_style>;
 
 std::atomic<int> thread_count{static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
 
-std::string shape_of(const py::array& array) { return py::str(array.attr("shape")).cast<std::string>(); }
+std::string shape_of(const py::array& array) {
+  return py::str(array.attr("shape")).cast<std::string>();
+}
 
 [[noreturn]] void bad_shape(const char* name, const py::array& array, const std::string& wanted) {
   throw std::invalid_argument(std::string(name) + ": shape is " + shape_of(array) + ", should be " + wanted);
@@ -33,13 +35,16 @@ std::string shape_of(const py::array& array) { return py::str(array.attr("shape"
 template <class T>
 py::array_t<T, py::array::c_style> require(const py::object& object, const char* name, const char* dtype) {
   if (!py::isinstance<py::array_t<T, py::array::c_style>>(object))
-    throw py::type_error(std::string(name) + ": should be a C-contiguous " + dtype + " array, is " +
-                         py::str(py::type::of(object)).cast<std::string>() +
-                         (py::hasattr(object, "dtype") ? " of " + py::str(object.attr("dtype")).cast<std::string>() : ""));
+    throw py::type_error(
+        std::string(name) + ": should be a C-contiguous " + dtype + " array, is " +
+        py::str(py::type::of(object)).cast<std::string>() +
+        (py::hasattr(object, "dtype") ? " of " + py::str(object.attr("dtype")).cast<std::string>() : ""));
   return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(object);
 }
 
-FloatArray require_floats(const py::object& object, const char* name) { return require<float>(object, name, "float32"); }
+FloatArray require_floats(const py::object& object, const char* name) {
+  return require<float>(object, name, "float32");
+}
 
 FloatArray require_features(const py::object& object, int64_t points) {
   FloatArray features = require_floats(object, "features");
@@ -53,7 +58,8 @@ FloatArray require_features(const py::object& object, int64_t points) {
 
 void require_positive(const char* name, double value) {
   if (!(value > 0) || value > 3e38)
-    throw std::invalid_argument(std::string(name) + ": is " + std::to_string(value) + ", should be positive and finite");
+    throw std::invalid_argument(std::string(name) + ": is " + std::to_string(value) +
+                                ", should be positive and finite");
 }
 
 struct PyLattice {
@@ -92,9 +98,7 @@ struct PyLattice {
   py::array_t<int32_t> vertices() const {
     return py::array_t<int32_t>({lattice->points, int64_t{lattice->taps}}, lattice->vertex.data());
   }
-  FloatArray weights() const {
-    return FloatArray({lattice->points, int64_t{lattice->taps}}, lattice->weight.data());
-  }
+  FloatArray weights() const { return FloatArray({lattice->points, int64_t{lattice->taps}}, lattice->weight.data()); }
 };
 
 // One lock per object: two Python threads using the same one take turns instead of crashing.
@@ -107,8 +111,8 @@ struct PyDenseCrf {
 
   static int64_t checked_width(int64_t width, int64_t points) {
     if (width < 0 || (width > 0 && points % width != 0))
-      throw std::invalid_argument("width: is " + std::to_string(width) + ", should be 0 or divide the number of points, " +
-                                  std::to_string(points));
+      throw std::invalid_argument("width: is " + std::to_string(width) +
+                                  ", should be 0 or divide the number of points, " + std::to_string(points));
     return width;
   }
 
@@ -168,7 +172,8 @@ struct PyDenseCrf {
   };
   void add_pairwise(const py::object& object, const py::object& compat, int normalization) {
     const FloatArray features = require_features(object, crf.points());
-    add(static_cast<int>(features.shape(0)), compat, normalization, [&](Parallel&) { return Borrowed{features.data()}; });
+    add(static_cast<int>(features.shape(0)), compat, normalization,
+        [&](Parallel&) { return Borrowed{features.data()}; });
   }
   void check_size(int64_t width, int64_t height) const {
     if (width < 1 || height < 1 || width > crf.points() || height > crf.points() || width * height != crf.points())
@@ -178,8 +183,11 @@ struct PyDenseCrf {
   void add_gaussian(int64_t width, int64_t height, double sx, double sy, const py::object& compat, int normalization) {
     check_size(width, height);
     require_positive("sx", sx), require_positive("sy", sy);
-    add(2, compat, normalization, [&](Parallel& threads) {
-      return gaussian_features(width, height, static_cast<float>(sx), static_cast<float>(sy), threads);
+    const FloatArray checked = checked_compat(compat);
+    const Normalization how = checked_normalization(normalization);
+    locked([&](Parallel& threads) {
+      crf.add_gaussian(width, height, static_cast<float>(sx), static_cast<float>(sy), checked.data(),
+                       static_cast<Compat>(checked.ndim()), how, threads);
     });
   }
   void add_bilateral(int64_t width, int64_t height, double sx, double sy, double sr, double sg, double sb,
@@ -192,7 +200,8 @@ struct PyDenseCrf {
       bad_shape("image", image, "(" + std::to_string(height) + ", " + std::to_string(width) + ", 3)");
     const float sigma_rgb[3] = {static_cast<float>(sr), static_cast<float>(sg), static_cast<float>(sb)};
     add(5, compat, normalization, [&](Parallel& threads) {
-      return bilateral_features(width, height, static_cast<float>(sx), static_cast<float>(sy), sigma_rgb, image.data(), threads);
+      return bilateral_features(width, height, static_cast<float>(sx), static_cast<float>(sy), sigma_rgb, image.data(),
+                                threads);
     });
   }
 
@@ -263,8 +272,9 @@ PYBIND11_MODULE(_densecrf, m) {
       .def("add_pairwise", &PyDenseCrf::add_pairwise, py::arg("features"), py::arg("compat"), py::arg("normalization"))
       .def("add_gaussian", &PyDenseCrf::add_gaussian, py::arg("width"), py::arg("height"), py::arg("sx"), py::arg("sy"),
            py::arg("compat"), py::arg("normalization"))
-      .def("add_bilateral", &PyDenseCrf::add_bilateral, py::arg("width"), py::arg("height"), py::arg("sx"), py::arg("sy"),
-           py::arg("sr"), py::arg("sg"), py::arg("sb"), py::arg("image"), py::arg("compat"), py::arg("normalization"))
+      .def("add_bilateral", &PyDenseCrf::add_bilateral, py::arg("width"), py::arg("height"), py::arg("sx"),
+           py::arg("sy"), py::arg("sr"), py::arg("sg"), py::arg("sb"), py::arg("image"), py::arg("compat"),
+           py::arg("normalization"))
       .def("inference", &PyDenseCrf::inference, py::arg("iterations"))
       .def("start", &PyDenseCrf::start)
       .def("step", &PyDenseCrf::step, py::arg("Q"))
@@ -273,7 +283,8 @@ PYBIND11_MODULE(_densecrf, m) {
   m.def(
       "set_num_threads",
       [](int64_t threads) {
-        if (threads < 1) throw std::invalid_argument("threads: is " + std::to_string(threads) + ", should be at least 1");
+        if (threads < 1)
+          throw std::invalid_argument("threads: is " + std::to_string(threads) + ", should be at least 1");
         thread_count = static_cast<int>(std::min<int64_t>(threads, 256));
       },
       py::arg("threads"));

@@ -15,7 +15,9 @@ struct Interval {
 };
 
 // Coefficient of scaled feature j in elevated coordinate i.
-double elevation(int i, int j) { return j >= i ? 1.0 : j == i - 1 ? -static_cast<double>(i) : 0.0; }
+double elevation(int i, int j) {
+  return j >= i ? 1.0 : j == i - 1 ? -static_cast<double>(i) : 0.0;
+}
 
 }  // namespace
 

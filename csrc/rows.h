@@ -20,12 +20,18 @@ DEEPLAB_FAST_INLINE void for_lane_blocks(int lanes, Body&& body) {
   int lane = 0;
   for (; lane + 32 <= lanes; lane += 32) body.template run<kWidest, 32 / kWidest>(lane);
   switch (lanes - lane) {
-    case 0: return;
-    case 1: return body.template run<1, 1>(lane);
-    case 4: return body.template run<4, 1>(lane);
-    case 8: return body.template run<8, 1>(lane);
-    case 16: return body.template run<kWidest, 16 / kWidest>(lane);
-    default: return body.template run<8, 3>(lane);
+    case 0:
+      return;
+    case 1:
+      return body.template run<1, 1>(lane);
+    case 4:
+      return body.template run<4, 1>(lane);
+    case 8:
+      return body.template run<8, 1>(lane);
+    case 16:
+      return body.template run<kWidest, 16 / kWidest>(lane);
+    default:
+      return body.template run<8, 3>(lane);
   }
 }
 
@@ -57,27 +63,52 @@ struct Block {
   }
 };
 
-// Sum of the point's vertices' rows, weighted.
+// rows + index * stride, kept as one pointer: the compiler would else keep one per vector of the row, and run out of
+// registers.
+template <class Float>
+DEEPLAB_FAST_INLINE Float* row_at(Float* rows, int64_t index, int64_t stride) {
+  Float* row = rows + index * stride;
+  asm("" : "+r"(row));
+  return row;
+}
+
+// Sum of rows of vertices, weighted.
+template <int W, int N>
+DEEPLAB_FAST_INLINE Block<W, N> slice_rows(int count, const int32_t* vertex, const float* weight, const float* rows,
+                                           int64_t stride) {
+  Block<W, N> sum = Block<W, N>::zero();
+  for (int j = 0; j < count; ++j) sum.add_scaled(weight[j], row_at(rows, vertex[j], stride));
+  return sum;
+}
 template <int W, int N>
 DEEPLAB_FAST_INLINE Block<W, N> slice_point(const Taps& taps, int64_t point, const float* rows, int64_t stride) {
-  const int32_t* vertex = taps.vertex + point * taps.count;
-  const float* weight = taps.weight + point * taps.count;
-  Block<W, N> sum = Block<W, N>::zero();
-  for (int j = 0; j < taps.count; ++j) sum.add_scaled(weight[j], rows + vertex[j] * stride);
-  return sum;
+  return slice_rows<W, N>(taps.count, taps.vertex + point * taps.count, taps.weight + point * taps.count, rows, stride);
 }
 
 // 256 bytes of zeros, more than a block.
 alignas(64) inline constexpr float kZeros[64] = {};
 
-// row += weight * value; or, at the first splat into the row (a complemented number), row = weight * value. Reading zeros
-// from elsewhere instead of jumping makes that free, and clearing all rows beforehand unnecessary.
-template <int W, int N>
-DEEPLAB_FAST_INLINE void add_to_row(int32_t target, float weight, const Block<W, N>& value, float* rows, int64_t stride) {
-  float* row = rows + (target ^ target >> 31) * stride;
-  Block<W, N> sum = Block<W, N>::from(target < 0 ? kZeros : row);
-  sum.add_scaled(weight, value);
-  sum.to(row);
+// row += weight * value; or, at the first splat into the row (a complemented number), row = weight * value, so that
+// rows need no clearing. kScattered: first splats are frequent, a jump would be mispredicted; read zeros from
+// elsewhere.
+template <int W, int N, bool kScattered>
+DEEPLAB_FAST_INLINE void add_to_row(int32_t target, float weight, const Block<W, N>& value, float* rows,
+                                    int64_t stride) {
+  if (kScattered) {
+    float* row = row_at(rows, target ^ target >> 31, stride);
+    Block<W, N> sum = Block<W, N>::from(target < 0 ? kZeros : row);
+    sum.add_scaled(weight, value);
+    sum.to(row);
+  } else if (__builtin_expect(target >= 0, 1)) {
+    float* row = row_at(rows, target, stride);
+    Block<W, N> sum = Block<W, N>::from(row);
+    sum.add_scaled(weight, value);
+    sum.to(row);
+  } else {
+    Block<W, N> sum = Block<W, N>::zero();
+    sum.add_scaled(weight, value);
+    sum.to(row_at(rows, ~target, stride));
+  }
 }
 
 // Adds the point's value to its vertices' rows.
@@ -87,7 +118,7 @@ DEEPLAB_FAST_INLINE void splat_point(const Taps& taps, int64_t point, const Bloc
   const int32_t* target = taps.row + point * taps.count;
   const float* weight = taps.weight + point * taps.count;
   const float factor = taps.before != nullptr ? taps.before[point] : 1.0f;
-  for (int j = 0; j < taps.count; ++j) add_to_row<W, N>(target[j], weight[j] * factor, value, rows, stride);
+  for (int j = 0; j < taps.count; ++j) add_to_row<W, N, true>(target[j], weight[j] * factor, value, rows, stride);
 }
 
 }  // namespace DEEPLAB_FAST_ISA_NAME

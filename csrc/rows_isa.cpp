@@ -68,13 +68,19 @@ struct BlurRowOf {
   const BlurRow& row;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    const auto neighbour = [&](const float* base, int32_t v) { return v < 0 ? kZeros : base + v * row.in_stride + lane; };
-    for (int64_t v = row.begin; v < row.end; ++v) {
+    const auto neighbour = [&](const float* base, int32_t v) {
+      const float* from = v < 0 ? kZeros : base + v * row.in_stride + lane;
+      asm("" : "+r"(from));  // as in row_at
+      return from;
+    };
+    const float* centre = row.centre_base + row.begin * row.in_stride + lane;
+    float* out = row.out_base + row.begin * row.out_stride + lane;
+    for (int64_t v = row.begin; v < row.end; ++v, centre += row.in_stride, out += row.out_stride) {
       Block<W, N> sum = Block<W, N>::from(neighbour(row.previous_base, row.previous[v]));
       sum.add(neighbour(row.next_base, row.next[v]));
-      Block<W, N> result = Block<W, N>::from(row.centre_base + v * row.in_stride + lane);
+      Block<W, N> result = Block<W, N>::from(centre);
       result.add_scaled(0.5f, sum);
-      result.to(row.out_base + v * row.out_stride + lane);
+      result.to(out);
     }
   }
 };
@@ -105,7 +111,9 @@ void slice(const Taps& taps, PointTile tile, int lanes, const float* rows, float
 void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
   if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
 }
-void blur_row(const BlurRow& row) { for_lane_blocks(row.lanes, BlurRowOf{row}); }
+void blur_row(const BlurRow& row) {
+  for_lane_blocks(row.lanes, BlurRowOf{row});
+}
 void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
   if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
 }

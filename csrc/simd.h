@@ -40,54 +40,74 @@ DEEPLAB_FAST_INLINE typename Vec<W>::type broadcast(float value) {
   return typename Vec<W>::type{} + value;
 }
 
-template <int W>
-DEEPLAB_FAST_INLINE float reduce_max(typename Vec<W>::type v) {
-  if constexpr (W == 1) {
-    return v;
-  } else {
-    typename Vec<W / 2>::type low, high;
-    __builtin_memcpy(&low, &v, sizeof(low));
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(low));
-    return reduce_max<W / 2>((low > high) ? low : high);
+struct Add {
+  template <class V>
+  DEEPLAB_FAST_INLINE V operator()(V a, V b) const {
+    return a + b;
   }
-}
-template <int W>
-DEEPLAB_FAST_INLINE float reduce_add(typename Vec<W>::type v) {
+};
+struct Max {
+  template <class V>
+  DEEPLAB_FAST_INLINE V operator()(V a, V b) const {
+    return (a > b) ? a : b;
+  }
+};
+template <int W, class Op>
+DEEPLAB_FAST_INLINE float reduce(typename Vec<W>::type v, Op op) {
   if constexpr (W == 1) {
     return v;
   } else {
     typename Vec<W / 2>::type low, high;
     __builtin_memcpy(&low, &v, sizeof(low));
     __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(low));
-    return reduce_add<W / 2>(low + high);
+    return reduce<W / 2>(op(low, high), op);
   }
 }
 
-// exp(x) for x <= 0 or small, about 1 ulp; exactly 0 below -87 (so no denormals follow).
-// Cephes' reduction: x = n ln 2 + r, a degree-6 polynomial in r, 2^n through the exponent bits.
+// exp(x) for x <= 0 (or small), to about 1 ulp; exactly 0 below -87, so that no denormals follow.
+// x = n ln 2 + r, |r| <= ln 2 / 2, n rounded in the mantissa of `shifted`; exp(r) by the polynomial of degree 6 with
+// the least largest error (3e-9, relative), in pairs of terms to keep the chain of dependent operations short; 2^n by
+// adding n to the exponent bits.
 template <int W>
 DEEPLAB_FAST_INLINE typename Vec<W>::type exp_nonpositive(typename Vec<W>::type x) {
   using V = typename Vec<W>::type;
   using I = typename Vec<W>::bits;
-  const V lowest = broadcast<W>(-87.0f);
-  const V clamped = (x < lowest) ? lowest : x;
-  const V shifted = clamped * 1.44269504f + 12582912.0f;  // n in the low bits of the mantissa
+  const V shifted = x * 1.44269504f + 12582912.0f;
   const V n = shifted - 12582912.0f;
-  V r = clamped - n * 0.693359375f;
+  V r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  V poly = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  poly = poly * r + 8.3334519073e-3f;
-  poly = poly * r + 4.1665795894e-2f;
-  poly = poly * r + 1.6666665459e-1f;
-  poly = poly * r + 5.0000001201e-1f;
-  poly = poly * (r * r) + r + 1.0f;
+  const V square = r * r;
+  const V high = r * 1.38121e-3f + 8.36883e-3f;
+  const V middle = r * 4.166844e-2f + 1.6666519e-1f;
+  V poly = (high * square + middle) * r + 4.9999993e-1f;
+  poly = poly * square + (r + 1.0f);
   I bits, exponent;
   __builtin_memcpy(&bits, &poly, sizeof(bits));
   __builtin_memcpy(&exponent, &shifted, sizeof(bits));
   bits = bits + (exponent << 23);
   V result;
   __builtin_memcpy(&result, &bits, sizeof(bits));
-  return (x < lowest) ? V{} : result;
+  return (x < broadcast<W>(-87.0f)) ? V{} : result;  // also where n was out of range
+}
+
+// One value per row of a W x W block: op over the row. For W = 8 all eight rows at once, by folding pairs of rows; one
+// reduction after the other would leave the processor waiting.
+template <int W, class Op>
+DEEPLAB_FAST_INLINE void reduce_rows(const typename Vec<W>::type* row, Op op, float* out) {
+  using V = typename Vec<W>::type;
+  if constexpr (W == 8) {
+    V pair[4], quad[2];
+    for (int i = 0; i < 4; ++i)
+      pair[i] = op(__builtin_shufflevector(row[2 * i], row[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14),
+                   __builtin_shufflevector(row[2 * i], row[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15));
+    for (int i = 0; i < 2; ++i)
+      quad[i] = op(__builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13),
+                   __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15));
+    store<W>(out, op(__builtin_shufflevector(quad[0], quad[1], 0, 1, 2, 3, 8, 9, 10, 11),
+                     __builtin_shufflevector(quad[0], quad[1], 4, 5, 6, 7, 12, 13, 14, 15)));
+  } else {
+    for (int i = 0; i < W; ++i) out[i] = reduce<W>(row[i], op);
+  }
 }
 
 // Fetches a row that will be read or written some iterations later.

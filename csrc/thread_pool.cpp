@@ -48,8 +48,10 @@ class Workers {
     }
     // On a busy machine the one inside may have been put aside by the system: then let it have this core.
     for (int spins = 0; (gate_.load(std::memory_order_acquire) & kInsideMask) != 0; ++spins) {
-      if (spins < 4096) pause_cpu();
-      else std::this_thread::yield();
+      if (spins < 4096)
+        pause_cpu();
+      else
+        std::this_thread::yield();
     }
     return true;
   }
@@ -118,8 +120,8 @@ class Workers {
 
 std::atomic<Workers*> shared_workers{nullptr};
 
-// Never destroyed: detached workers may still look at it while the process exits. After fork() the child has none of the
-// parent's threads, so it starts over with workers of its own.
+// Never destroyed: detached workers may still look at it while the process exits. After fork() the child has none of
+// the parent's threads, so it starts over with workers of its own.
 Workers& workers() {
   static const bool once = [] {
     shared_workers = new Workers;

@@ -65,7 +65,9 @@ Shape shape_of(const Tensor& tensor, const char* name) {
 }
 
 // (N, channels, H, W): W; else 0.
-int64_t image_width(const Tensor& tensor) { return tensor.dim() == 4 ? tensor.size(3) : 0; }
+int64_t image_width(const Tensor& tensor) {
+  return tensor.dim() == 4 ? tensor.size(3) : 0;
+}
 
 void check_features(const Tensor& features, const Tensor& like, const char* like_name) {
   const Shape shape = shape_of(features, "features");
@@ -101,8 +103,8 @@ struct Term {
   Normalization normalization;
 };
 
-std::vector<Term> check_terms(const Tensor& unary, const std::vector<Tensor>& features, const std::vector<Tensor>& compat,
-                              const std::vector<int64_t>& normalization) {
+std::vector<Term> check_terms(const Tensor& unary, const std::vector<Tensor>& features,
+                              const std::vector<Tensor>& compat, const std::vector<int64_t>& normalization) {
   check(features.size() == compat.size() && features.size() == normalization.size(),
         "features, compat, normalization: should have one entry per kernel each");
   std::vector<Term> terms;
@@ -111,7 +113,8 @@ std::vector<Term> check_terms(const Tensor& unary, const std::vector<Tensor>& fe
     check_features(features[k], unary, "unary");
     check(compat[k].dim() <= 2, "compat: should have 0, 1 or 2 dimensions");
     for (int64_t d = 0; d < compat[k].dim(); ++d)
-      check(compat[k].size(d) == labels, "compat: should be a number, (K,) or (K, K) with K = " + std::to_string(labels));
+      check(compat[k].size(d) == labels,
+            "compat: should be a number, (K,) or (K, K) with K = " + std::to_string(labels));
     check(normalization[k] >= 0 && normalization[k] <= 3, "normalization: should be 0, 1, 2 or 3");
     terms.push_back({to_float(features[k], "features"), to_float(compat[k], "compat"),
                      static_cast<Compat>(compat[k].dim()), static_cast<Normalization>(normalization[k])});
@@ -124,7 +127,8 @@ std::vector<float> compat_values(const Term& term, int64_t labels) {
   const float* values = term.compat.const_data_ptr<float>();
   std::vector<float> copy(values, values + term.compat.numel());
   for (int64_t i = 0; term.kind == Compat::kMatrix && i < labels; ++i)
-    for (int64_t j = 0; j < labels; ++j) copy[i * labels + j] = 0.5f * (values[i * labels + j] + values[j * labels + i]);
+    for (int64_t j = 0; j < labels; ++j)
+      copy[i * labels + j] = 0.5f * (values[i * labels + j] + values[j * labels + i]);
   return copy;
 }
 

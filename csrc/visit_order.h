@@ -18,8 +18,8 @@ struct PointTile {
 // touches much the same vertices as this one, and its rows are still in the second-level cache if the strip is narrow.
 struct VisitOrder {
   static constexpr int kTile = 16;
-  static constexpr int64_t kStrip = 4 * kTile;
-  static constexpr int64_t kChunkPoints = 8192, kMostChunks = 16;
+  static constexpr int64_t kStrip = 32 * kTile;
+  static constexpr int64_t kChunkPoints = 22000, kMostChunks = 16;
 
   int64_t points;
   std::vector<PointTile> tiles;

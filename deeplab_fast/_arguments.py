@@ -1,0 +1,146 @@
+"""What the ops accept: checks of shapes, dtypes and devices, with errors that name the argument.
+
+Nothing here looks at elements, so the checks also run on the tensors without data that `torch.compile` traces with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)  # pydensecrf's numbers
+NORMALIZATIONS = {
+    "none": NO_NORMALIZATION,
+    "before": NORMALIZE_BEFORE,
+    "after": NORMALIZE_AFTER,
+    "symmetric": NORMALIZE_SYMMETRIC,
+}
+
+Features = Tensor | Sequence[Tensor]
+# One kernel's (number, vector, matrix; a tensor or an array), or a list or tuple of such, one a kernel.
+Compat = Any
+Normalization = int | str | Sequence[int | str]
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 for float64, else float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def lattice_dtype(features: Tensor, maps: Tensor) -> torch.dtype:
+    """The dtype to place points in the lattice in: float64 if features and values are both float64, else float32."""
+    return torch.float64 if features.dtype == maps.dtype == torch.float64 else torch.float32
+
+
+def check_filter_arguments(values: Tensor, features: Tensor) -> None:
+    """Raise TypeError or ValueError for what `permutohedral_filter` cannot take; values of elements aside."""
+    _check_maps("values", values, "C")
+    _check_features("features", features, "values", values)
+
+
+def check_crf_arguments(
+    unary: Tensor,
+    features: Features,
+    compat: Compat,
+    iterations: int,
+    normalization: Normalization,
+    collapse: float,
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Raise TypeError or ValueError for what `dense_crf` cannot take; values of elements aside.
+
+    Returns:
+        features in the dtype of their lattices, compats in the dtype of sums and on the unary's device, and
+        normalization numbers: one of each a kernel.
+    """
+    _check_maps("unary", unary, "K")
+    if isinstance(features, Tensor):
+        features = [features]
+    names = ["features"] if len(features) == 1 else [f"features[{k}]" for k in range(len(features))]
+    for name, kernel_features in zip(names, features, strict=True):
+        _check_features(name, kernel_features, "unary", unary)
+
+    compats = compat if isinstance(compat, list | tuple) else [compat]
+    if len(compats) != len(features):
+        raise ValueError(
+            f"compat: has {len(compats)} entries for {len(features)} features, should have one for each; a list "
+            "counts as one compat a kernel, so a vector should be a tensor or an array"
+        )
+    if isinstance(normalization, int | str):
+        normalization = [normalization] * len(features)
+    if len(normalization) != len(features):
+        raise ValueError(
+            f"normalization: has {len(normalization)} entries for {len(features)} features, should have one for each"
+        )
+    if isinstance(iterations, bool) or not hasattr(iterations, "__index__"):
+        raise TypeError(f"iterations: is {iterations!r}, should be an integer")
+    if iterations < 0:
+        raise ValueError(f"iterations: is {iterations}, should be 0 or more")
+    if not 0 <= collapse < 1:
+        raise ValueError(f"collapse: is {collapse}, should be at least 0 and less than 1")
+    return (
+        [kernel_features.to(lattice_dtype(kernel_features, unary)) for kernel_features in features],
+        [_checked_compat(value, unary) for value in compats],
+        [_normalization_number(value) for value in normalization],
+    )
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: is a {type(tensor).__name__}, should be a tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: dtype is {tensor.dtype}, should be floating")
+
+
+def _check_maps(name: str, maps: Tensor, channels: str) -> None:
+    check_floating(name, maps)
+    if maps.ndim < 3 or 0 in maps.shape[1:]:
+        raise ValueError(
+            f"{name}: shape is {shape_of(maps)}, should be (N, {channels}, *S) with {channels} and every axis of S at "
+            "least 1"
+        )
+
+
+def _check_features(name: str, features: Tensor, maps_name: str, maps: Tensor) -> None:
+    check_floating(name, features)
+    fits = features.ndim == maps.ndim and features.shape[1] > 0
+    if not fits or features.shape[0] != maps.shape[0] or features.shape[2:] != maps.shape[2:]:
+        wanted = ", ".join(["D" if axis == 1 else str(size) for axis, size in enumerate(maps.shape)])
+        raise ValueError(
+            f"{name}: shape is {shape_of(features)}, should be ({wanted}) with D at least 1, to go with {maps_name}"
+        )
+    if features.device != maps.device:
+        raise ValueError(f"{name}: device is {features.device}, should be {maps.device}, that of {maps_name}")
+
+
+def _checked_compat(compat: Any, unary: Tensor) -> Tensor:
+    if not isinstance(compat, Tensor):
+        try:
+            compat = torch.as_tensor(compat, dtype=sum_dtype(unary), device=unary.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"compat: is {compat!r}, should be a number, a vector or a matrix") from error
+    check_floating("compat", compat)
+    labels = unary.shape[1]
+    if compat.ndim > 2 or any(size != labels for size in compat.shape):
+        raise ValueError(
+            f"compat: shape is {shape_of(compat)}, should be (), ({labels},) or ({labels}, {labels}) for {labels} "
+            "labels"
+        )
+    if compat.ndim > 0 and compat.device != unary.device:
+        raise ValueError(f"compat: device is {compat.device}, should be {unary.device}, that of unary")
+    return compat.to(device=unary.device, dtype=sum_dtype(unary))
+
+
+def _normalization_number(normalization: int | str) -> int:
+    number = NORMALIZATIONS.get(normalization, -1) if isinstance(normalization, str) else int(normalization)
+    if not 0 <= number <= 3:
+        raise ValueError(
+            f"normalization: is {normalization!r}, should be one of {', '.join(NORMALIZATIONS)}, or 0 to 3"
+        )
+    return number

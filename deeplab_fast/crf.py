@@ -1,0 +1,295 @@
+"""The dense CRF on numpy arrays, without torch: photo and class probabilities in, refined probabilities out.
+
+The model is that of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials" (NIPS 2011): a bilateral (appearance) and a spatial (smoothness) kernel, equation 3, and
+mean-field inference, algorithm 1. Presets are parameter sets that well-known segmentation projects publish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "PRESETS",
+    "BuiltCRF",
+    "CRFParameters",
+    "build",
+    "densecrf",
+    "parameters",
+    "probabilities_from_labels",
+    "probabilities_from_scores",
+    "resize_scores",
+    "score_kind",
+]
+
+# A label without any support still gets this probability, so that its energy -log(p) stays finite.
+CLIP = 1e-5
+
+
+@dataclass(frozen=True)
+class CRFParameters:
+    """Parameters of the two kernels and the number of mean-field iterations.
+
+    Attributes:
+        pos_w: weight of the spatial (smoothness) kernel.
+        pos_xy_std: its standard deviation, pixels.
+        bi_w: weight of the bilateral (appearance) kernel.
+        bi_xy_std: its standard deviation in position, pixels.
+        bi_rgb_std: its standard deviation in colour, grey levels of 0..255.
+        iterations: mean-field iterations; 0 returns the probabilities given.
+
+    Raises:
+        TypeError: if ``iterations`` is no whole number.
+        ValueError: if a standard deviation is not positive, or anything is not finite.
+    """
+
+    pos_w: float = 3.0
+    pos_xy_std: float = 1.0
+    bi_w: float = 4.0
+    bi_xy_std: float = 67.0
+    bi_rgb_std: float = 3.0
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("pos_w", "bi_w"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, was {value}")
+        for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, was {value}")
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, (int, np.integer)):
+            raise TypeError(f"iterations must be a whole number, was {self.iterations!r}")
+        if self.iterations < 0:
+            raise ValueError(f"iterations must not be negative, was {self.iterations}")
+
+
+PRESETS: dict[str, CRFParameters] = {
+    "deeplab": CRFParameters(pos_w=3, pos_xy_std=1, bi_w=4, bi_xy_std=67, bi_rgb_std=3),
+    "irn": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=10, bi_xy_std=50, bi_rgb_std=5),
+    "psa": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=10, bi_xy_std=80, bi_rgb_std=13),
+    "afa": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=4, bi_xy_std=64, bi_rgb_std=5),
+}
+
+
+def parameters(preset: str | CRFParameters = "deeplab", **overrides: Any) -> CRFParameters:
+    """A preset by name, with some of its parameters replaced; an override of ``None`` is left out."""
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, was {preset!r}")
+        preset = PRESETS[preset]
+    return replace(preset, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
+    """Refine class probabilities with a fully connected CRF.
+
+    Args:
+        image: uint8 (H, W, 3), the photo in RGB, values 0..255.
+        prob: (K, H, W), any float dtype: probabilities of the K classes at each pixel.
+        params: a :class:`CRFParameters` or the name of a preset.
+
+    Returns:
+        Q, float32 (K, H, W), C-contiguous: the mean-field marginals; they sum to 1 over K.
+
+    Raises:
+        TypeError: for an image that is not uint8.
+        ValueError: for shapes that do not fit, or values of ``prob`` outside 0..1 (NaN included).
+    """
+    return build(image, prob, params).infer()
+
+
+@dataclass(frozen=True)
+class BuiltCRF:
+    """A CRF whose energies and kernels are set up: ``crf`` is the ``DenseCRF2D``, ``shape`` is (K, H, W)."""
+
+    crf: Any
+    shape: tuple[int, int, int]
+    iterations: int
+
+    def infer(self, iterations: int | None = None) -> NDArray[np.float32]:
+        """Q, float32 (K, H, W), after ``iterations`` mean-field iterations (default: the parameters')."""
+        count = self.iterations if iterations is None else int(iterations)
+        Q = np.asarray(self.crf.inference(count), dtype=np.float32)
+        return np.ascontiguousarray(Q.reshape(self.shape))
+
+
+def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> BuiltCRF:
+    """The first half of :func:`densecrf`: check the input and build the CRF. Same arguments, same errors.
+
+    Apart, so that a caller can time the halves, or infer more than once.
+    """
+    from deeplab_fast.pydensecrf import densecrf as dcrf
+    from deeplab_fast.pydensecrf import utils
+
+    params = parameters(params)
+    image = _checked_image(image)
+    prob = _checked_probabilities(prob, image.shape[:2])
+    classes, height, width = prob.shape
+    crf = dcrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(prob, clip=CLIP)))
+    # A kernel of weight 0 adds nothing to the energy: its lattice need not be built.
+    if params.pos_w != 0:
+        crf.addPairwiseGaussian(sxy=params.pos_xy_std, compat=params.pos_w)
+    if params.bi_w != 0:
+        crf.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image, compat=params.bi_w)
+    return BuiltCRF(crf, (classes, height, width), params.iterations)
+
+
+def score_kind(scores: NDArray[Any]) -> str:
+    """``"probabilities"`` if the scores (K, H, W) lie in 0..1 and sum to 1 over K, else ``"logits"``.
+
+    The sum may be off by what the dtype's rounding explains: 1e-3, for float16 1e-2.
+    """
+    tolerance = 1e-2 if scores.dtype.itemsize < 4 else 1e-3
+    if scores.min() < -tolerance or scores.max() > 1 + tolerance:
+        return "logits"
+    off_one = np.abs(scores.sum(axis=0, dtype=np.float32) - 1)
+    return "probabilities" if off_one.max() <= tolerance else "logits"
+
+
+def probabilities_from_scores(scores: ArrayLike, kind: str = "auto") -> NDArray[np.float32]:
+    """Class probabilities from a network's scores.
+
+    Args:
+        scores: (K, H, W), any float dtype: logits or probabilities.
+        kind: ``"logits"`` (a softmax over K is taken), ``"probabilities"`` (used as they are) or ``"auto"``
+            (see :func:`score_kind`).
+
+    Returns:
+        float32 (K, H, W).
+
+    Raises:
+        TypeError: if the scores are no floating-point numbers.
+        ValueError: for another number of axes, an empty array, NaN or Inf, an unknown ``kind``, or
+            ``"probabilities"`` outside 0..1.
+    """
+    scores = checked_scores(scores)
+    if kind not in ("auto", "logits", "probabilities"):
+        raise ValueError(f"kind must be auto, logits or probabilities, was {kind!r}")
+    if kind == "auto":
+        kind = score_kind(scores)
+    scores = scores.astype(np.float32)
+    if kind == "probabilities":
+        low, high = float(scores.min()), float(scores.max())
+        if low < -1e-2 or high > 1 + 1e-2:
+            raise ValueError(f"scores given as probabilities must lie in 0..1, were {low:.4g} to {high:.4g}")
+        return np.clip(scores, 0, 1)
+    scores -= scores.max(axis=0)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=0)
+    return scores
+
+
+def probabilities_from_labels(
+    labels: ArrayLike, classes: int, gt_prob: float = 0.7, unsure: int | Iterable[int] = (255,)
+) -> NDArray[np.float32]:
+    """Class probabilities from a label map that is right with probability ``gt_prob``.
+
+    A pixel labelled k gets ``gt_prob`` for k and an equal share of the rest for every other class; an unsure
+    pixel gets the same probability for every class. An unsure value below ``classes`` is no class: it gets
+    probability 0 everywhere (for maps in which, say, 0 means "not drawn on").
+
+    Args:
+        labels: (H, W), any integer dtype.
+        classes: K, the number of classes; labels are 0..K-1.
+        gt_prob: confidence in the labels, strictly between 0 and 1.
+        unsure: label value or values that mean "could be any class".
+
+    Returns:
+        float32 (K, H, W).
+
+    Raises:
+        TypeError: if ``labels`` are no integers.
+        ValueError: for another number of axes, a label outside the classes, or arguments out of range.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise TypeError(f"labels must be integers, were {labels.dtype}")
+    if labels.ndim != 2 or labels.size == 0:
+        raise ValueError(f"labels must be a non-empty (H, W) array, had shape {labels.shape}")
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, was {classes}")
+    if not 0 < gt_prob < 1:
+        raise ValueError(f"gt_prob must lie strictly between 0 and 1, was {gt_prob}")
+    unsure = {int(value) for value in ([unsure] if isinstance(unsure, (int, np.integer)) else unsure)}
+    present = [int(value) for value in np.unique(labels)]
+    outside = [value for value in present if not 0 <= value < classes and value not in unsure]
+    if outside:
+        names = ", ".join(map(str, outside[:5])) + (", …" if len(outside) > 5 else "")
+        raise ValueError(f"labels must lie in 0..{classes - 1} (classes = {classes}) or be unsure, found {names}")
+
+    usable = [k for k in range(classes) if k not in unsure]
+    if not usable:
+        raise ValueError(f"unsure leaves no class of the {classes}: {sorted(unsure)}")
+    prob = np.zeros((classes, *labels.shape), np.float32)
+    prob[usable] = (1 - gt_prob) / max(len(usable) - 1, 1)
+    for k in usable:
+        prob[k][labels == k] = gt_prob if len(usable) > 1 else 1
+    is_unsure = np.isin(labels, list(unsure))
+    for k in usable:
+        prob[k][is_unsure] = 1 / len(usable)
+    return prob
+
+
+def resize_scores(scores: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear resize of scores (K, h, w) to (K, H, W), pixel centres aligned (``align_corners=False``).
+
+    This is what ``torch.nn.functional.interpolate`` does; the border is repeated. Float32 out.
+    """
+    resized = np.asarray(scores, np.float32)
+    for axis, length in ((1, size[0]), (2, size[1])):
+        old = resized.shape[axis]
+        if old == length:
+            continue
+        position = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, old - 1)
+        low = np.floor(position).astype(np.intp)
+        high = np.minimum(low + 1, old - 1)
+        fraction = (position - low).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
+        lower, upper = np.take(resized, low, axis), np.take(resized, high, axis)
+        resized = lower + (upper - lower) * fraction
+    return resized
+
+
+def checked_scores(scores: ArrayLike) -> NDArray[Any]:
+    """The scores as a (K, H, W) float array, or the error that says why they are none."""
+    scores = np.asarray(scores)
+    if scores.dtype.kind != "f":
+        raise TypeError(f"scores must be floating-point numbers, were {scores.dtype}")
+    if scores.ndim == 4 and scores.shape[0] == 1:
+        scores = scores[0]
+    if scores.ndim != 3 or scores.size == 0:
+        raise ValueError(f"scores must be a non-empty (K, H, W) array, had shape {scores.shape}")
+    if not np.isfinite(scores).all():
+        bad = int(scores.size - np.isfinite(scores).sum())
+        raise ValueError(f"scores must be finite, {bad} of {scores.size} values were NaN or Inf")
+    return scores
+
+
+def _checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise TypeError(f"image must be uint8, was {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"image must be a non-empty (H, W, 3) array, had shape {image.shape}")
+    return np.ascontiguousarray(image)
+
+
+def _checked_probabilities(prob: ArrayLike, size: tuple[int, int]) -> NDArray[np.float32]:
+    prob = np.asarray(prob)
+    if prob.ndim != 3 or prob.shape[0] == 0 or prob.shape[1:] != size:
+        raise ValueError(f"prob must have shape (K, {size[0]}, {size[1]}) as the image, had {prob.shape}")
+    low, high = float(prob.min()), float(prob.max())
+    # Written so that NaN, for which every comparison is false, fails it.
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"prob must lie in 0..1, was {low:.4g} to {high:.4g}")
+    return np.ascontiguousarray(prob, np.float32)

@@ -1,0 +1,181 @@
+"""``deeplab-fast doctor``: what was built, what is used, and why not, in words; works with nothing built."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deeplab_fast
+
+# "good": there and used. "lesser": absent, and something slower or nothing at all takes its place. "off": absent
+# or not used, and not missed here.
+GOOD, LESSER, OFF = "good", "lesser", "off"
+MARKS = {GOOD: ("✓", "green"), LESSER: ("!", "yellow"), OFF: ("·", "dim")}
+OLDEST_TORCH = (2, 10)
+REBUILD = "install a C++ compiler (g++ or clang++) and install deeplab-fast again"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    state: str
+    name: str
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Look at everything that decides what is used. A check that fails becomes a finding, never an error."""
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "deeplab-fast": _package,
+        "dense CRF on numpy": _numpy_core,
+        "torch": _torch,
+        "torch operators": _operators,
+        "pydensecrf": _peer,
+    }
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings += check()
+        except Exception as error:
+            findings.append(Finding(LESSER, name, f"could not be examined: {type(error).__name__}: {error}"))
+    return findings
+
+
+def version_of(*distributions: str) -> str | None:
+    """Version of the first of these distributions that is installed, without importing it."""
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _package() -> list[Finding]:
+    where = os.path.dirname(os.path.abspath(__file__))
+    python = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
+    return [
+        Finding(GOOD, "deeplab-fast", f"{deeplab_fast.__version__} from {where}"),
+        Finding(GOOD, "Python", python),
+    ]
+
+
+def _described(details: Mapping[str, Any]) -> str:
+    """``compiler GCC 12.2, openmp no`` from a dict of facts."""
+    words = {True: "yes", False: "no", None: "none"}
+    shown = []
+    for key, value in details.items():
+        if isinstance(value, (list, tuple)):
+            value = " ".join(map(str, value)) or "none"
+        elif isinstance(value, bool) or value is None:
+            value = words[value]
+        shown.append(f"{str(key).replace('_', ' ')} {value}")
+    return ", ".join(shown)
+
+
+def _numpy_core() -> list[Finding]:
+    """The compiled module behind the numpy CRF and the pydensecrf drop-in."""
+    name = "dense CRF on numpy"
+    try:
+        core = importlib.import_module("deeplab_fast._densecrf")
+    except ImportError as error:
+        built = importlib.util.find_spec("deeplab_fast._densecrf") is not None
+        why = f"is there but does not load ({error})" if built else "was not built"
+        return [Finding(LESSER, name, f"the compiled module {why}: computing in plain numpy, much slower; {REBUILD}")]
+    from deeplab_fast import pydensecrf
+
+    threads = pydensecrf.get_num_threads()
+    forced = os.environ.get("DEEPLAB_FAST_ISA")
+    why = f"forced by DEEPLAB_FAST_ISA={forced}" if forced else "the widest this processor has and the build knows"
+    return [
+        Finding(GOOD, name, f"compiled; {_described(core.build_info())}"),
+        Finding(GOOD, "instructions", f"{core.isa()}, {why}"),
+        Finding(GOOD, "threads", f"{threads}, {_why_threads(threads)}"),
+    ]
+
+
+def _why_threads(threads: int) -> str:
+    if os.environ.get("OMP_NUM_THREADS"):
+        return f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
+    return f"of {os.cpu_count()} processors" if threads != os.cpu_count() else "as many as processors"
+
+
+def _torch() -> list[Finding]:
+    version = version_of("torch")
+    if version is None:
+        text = "not installed: the numpy dense CRF and the pydensecrf drop-in work, operators and modules do not"
+        return [Finding(LESSER, "torch", f"{text}; install torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} for them")]
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TORCH:
+        return [
+            Finding(
+                LESSER,
+                "torch",
+                f"{version} is too old: {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer is needed",
+            )
+        ]
+    torch = importlib.import_module("torch")
+    cuda = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+    if torch.version.cuda is not None:
+        cuda += f", {torch.cuda.device_count()} GPU(s)" if torch.cuda.is_available() else ", but no GPU is usable"
+    return [Finding(GOOD, "torch", f"{version}, {cuda}, {torch.get_num_threads()} threads")]
+
+
+def _operators() -> list[Finding]:
+    """The libraries with kernels of the torch operators, as ``deeplab_fast._native`` tells in words."""
+    from deeplab_fast import _native
+
+    if version_of("torch") is None:
+        return [
+            Finding(OFF, "CPU kernels", "not used, without torch"),
+            Finding(OFF, "CUDA kernels", "not used, without torch"),
+        ]
+    status = _native.status()
+    if status["cpu"] == "loaded":
+        cpu = Finding(GOOD, "CPU kernels", "loaded; torch operators on CPU tensors use them")
+    else:
+        text = f"{status['cpu']}: torch operators run in plain PyTorch, much slower; {REBUILD}"
+        cpu = Finding(LESSER, "CPU kernels", text)
+    return [cpu, _cuda_finding(status["cuda"])]
+
+
+def _cuda_finding(status: str) -> Finding:
+    torch = importlib.import_module("torch")
+    if status == "loaded":
+        return Finding(GOOD, "CUDA kernels", "loaded; torch operators on CUDA tensors use them")
+    if status == "not built":
+        status += ", no nvcc (CUDA compiler) was found when deeplab-fast was installed"
+    if not torch.cuda.is_available():
+        return Finding(OFF, "CUDA kernels", f"{status}; there is no GPU here that torch could use")
+    return Finding(LESSER, "CUDA kernels", f"{status}; torch operators on CUDA tensors run in plain PyTorch")
+
+
+def _peer() -> list[Finding]:
+    version = version_of("pydensecrf2", "pydensecrf")
+    if version is None and importlib.util.find_spec("pydensecrf") is None:
+        return [Finding(OFF, "pydensecrf", "not installed; it is only needed to compare with")]
+    return [Finding(GOOD, "pydensecrf", f"{version or 'unknown version'}, for comparisons; nothing here uses it")]
+
+
+def show(findings: list[Finding]) -> None:
+    """Print the findings, one paragraph each, marked good or lesser."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(Text(*MARKS[finding.state]), Text(finding.name, "bold"), Text(finding.text))
+    Console().print(table)

@@ -1,0 +1,56 @@
+"""Settings of all tests, and the fixture that chooses between compiled kernels and the reference."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Where processors are shared, threads of OpenMP that wait for each other by spinning slow small operations down a lot.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+try:
+    import torch
+except ImportError:  # the numpy tests run without it
+    torch = None
+
+# Machines that run tests are slow at times, so no example has a deadline. A failing example is printed in a form that
+# repeats it. HYPOTHESIS_PROFILE=thorough looks at many more examples.
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=60)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch is not None and torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_memory():
+    """New tensors without content are full of NaN, so an element that a kernel forgets to write shows."""
+    if torch is None:
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(1).isnan().item()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["kernels", "reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test twice: with compiled kernels where they are loaded, and with the reference throughout."""
+    from deeplab_fast import _native, lattice, ops
+
+    if request.param == "reference":
+        monkeypatch.setattr(ops, "_kernel_takes", lambda *_: False)
+        monkeypatch.setattr(lattice, "_compiled", lambda: None)
+    elif not _native.load():
+        pytest.skip("the compiled library is not there")
+    return request.param

@@ -1,0 +1,135 @@
+// Runs the compute core through its paths on small random problems, for AddressSanitizer, UndefinedBehaviorSanitizer,
+// ThreadSanitizer or valgrind to watch (`make sanitize`). Results are checked only for what must hold of any of them:
+// probabilities that sum to one, and the same bits for any number of threads. Agreement is tested from Python.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "dense_crf.h"
+#include "thread_pool.h"
+
+using namespace deeplab_fast;
+
+namespace {
+
+std::mt19937 generator(0);
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "core_check: %s\n", what);
+  std::exit(1);
+}
+
+std::vector<float> random_floats(int64_t count, float low, float high) {
+  std::uniform_real_distribution<float> uniform(low, high);
+  std::vector<float> values(count);
+  for (float& value : values) value = uniform(generator);
+  return values;
+}
+
+struct Problem {
+  int64_t width, height;
+  int labels, dimensions;
+  Compat compat;
+  Normalization normalization;
+  float sigma;
+};
+
+std::vector<float> solve(const Problem& problem, int threads) {
+  generator.seed(7);
+  ThreadPool pool(threads);
+  const int64_t points = problem.width * problem.height;
+  const std::vector<float> unary = random_floats(points * problem.labels, 0, 5);
+  const std::vector<float> features = random_floats(points * problem.dimensions, 0, 10 / problem.sigma);
+  std::vector<float> compat = random_floats(int64_t{problem.labels} * problem.labels, 0, 1);
+  for (int i = 0; i < problem.labels; ++i)
+    for (int j = 0; j < i; ++j) compat[i * problem.labels + j] = compat[j * problem.labels + i];
+
+  DenseCrf crf(points, problem.labels, problem.width);
+  crf.set_unary(unary.data(), pool);
+  crf.add_pairwise(features.data(), problem.dimensions, compat.data(), problem.compat, problem.normalization, pool);
+  const Buffer<float> position = gaussian_features(problem.width, problem.height, 1, 2, pool);
+  crf.add_pairwise(position.data(), 2, compat.data(), Compat::kPotts, problem.normalization, pool);
+  std::vector<float> q(points * problem.labels), stepped(points * problem.labels);
+  crf.inference(3, q.data(), pool);
+  crf.set_collapse(1e-2f);
+  crf.inference(2, stepped.data(), pool);
+  crf.start(stepped.data(), pool);
+  crf.step(stepped.data(), pool);
+  require(std::isfinite(crf.kl_divergence(stepped.data(), pool)), "the KL divergence is not finite");
+  return q;
+}
+
+void check_problem(const Problem& problem) {
+  const std::vector<float> q = solve(problem, 1);
+  for (int64_t i = 0; i < problem.width * problem.height; ++i) {
+    float sum = 0;
+    for (int l = 0; l < problem.labels; ++l) sum += q[i * problem.labels + l];
+    require(std::abs(sum - 1) < 1e-4f, "probabilities do not sum to 1");
+  }
+  for (int threads : {2, 3, 8}) require(solve(problem, threads) == q, "another number of threads, other bits");
+}
+
+void check_filter(int dimensions, int channels, int64_t points) {
+  ThreadPool pool(2);
+  const std::vector<float> features = random_floats(points * dimensions, -5, 5);
+  const std::vector<float> values = random_floats(points * channels, 0, 1);
+  const Lattice lattice(features.data(), dimensions, std::make_shared<VisitOrder>(points), pool);
+  std::vector<float> out(points * channels);
+  for (bool reverse : {false, true})
+    filter(lattice, lattice.make_taps(), values.data(), channels, reverse, out.data(), pool);
+  std::vector<int32_t> keys(lattice.vertices * dimensions), neighbours(2 * lattice.taps * lattice.vertices);
+  lattice.unpack_keys(keys.data());
+  lattice.neighbours(neighbours.data());
+}
+
+void check_refusals() {
+  ThreadPool pool(2);
+  const auto refuses = [&](float value) {
+    std::vector<float> features(64, 1.0f);
+    features[17] = value;
+    try {
+      Lattice(features.data(), 2, std::make_shared<VisitOrder>(32), pool);
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
+  };
+  require(refuses(NAN) && refuses(INFINITY) && refuses(-INFINITY), "a feature that is not finite is accepted");
+  require(refuses(1e6f) && refuses(-3e38f), "a key out of range is accepted");
+}
+
+}  // namespace
+
+int main() {
+  for (int labels : {1, 2, 3, 5, 21, 40})
+    for (Compat compat : {Compat::kPotts, Compat::kDiagonal, Compat::kMatrix})
+      check_problem({37, 29, labels, 5, compat, Normalization::kSymmetric, 2.0f});
+  for (Normalization normalization : {Normalization::kNone, Normalization::kBefore, Normalization::kAfter})
+    for (int dimensions : {1, 2, 3, 6}) check_problem({64, 9, 4, dimensions, Compat::kPotts, normalization, 1.0f});
+  check_problem({1, 1, 3, 5, Compat::kPotts, Normalization::kSymmetric, 1.0f});
+  check_problem({5000, 4, 3, 3, Compat::kPotts, Normalization::kSymmetric, 0.5f});
+  check_problem({300, 200, 6, 5, Compat::kPotts, Normalization::kSymmetric, 0.3f});  // several chunks
+  for (int dimensions = 1; dimensions <= 9; ++dimensions) check_filter(dimensions, 35, 203);
+  check_filter(20, 3, 50);
+  check_filter(64, 1, 11);
+  check_refusals();
+  // Several callers at once: the pool serves one, the others work on their own threads.
+  std::vector<std::thread> callers;
+  const std::vector<float> features = random_floats(1200 * 5, 0, 5);
+  for (int i = 0; i < 3; ++i)
+    callers.emplace_back([&] {
+      ThreadPool pool(2);
+      const Lattice lattice(features.data(), 5, std::make_shared<VisitOrder>(1200, 40), pool);
+      std::vector<float> values(1200, 1.0f);
+      for (int repeat = 0; repeat < 20; ++repeat)
+        filter(lattice, lattice.make_taps(), values.data(), 1, false, values.data(), pool);
+    });
+  for (std::thread& caller : callers) caller.join();
+  std::puts("core_check: passed");
+  return 0;
+}

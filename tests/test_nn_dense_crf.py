@@ -1,0 +1,248 @@
+"""`nn.DenseCRF`: parameters, kinds of input, agreement with pydensecrf, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from photos import photo, scores
+
+from deeplab_fast import crf, nn
+
+HEIGHT, WIDTH, CLASSES = 45, 62, 4
+QUICK = {"bi_xy_std": 20, "bi_rgb_std": 20, "iterations": 3}
+
+
+def scene(n: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A photo (H, W, 3), uint8, and class probabilities for it (K, H, W)."""
+    image = np.ascontiguousarray(photo()[40 * n : 40 * n + HEIGHT, 50 * n : 50 * n + WIDTH])
+    return image, scores(image, CLASSES, seed=n)
+
+
+def tensors(*numbers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scenes as a batch."""
+    images, probs = zip(*(scene(n) for n in numbers), strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(probs))
+
+
+# --- Parameters ----------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_deeplab_preset():
+    assert nn.DenseCRF().params == nn.DenseCRF.preset("deeplab").params == crf.PRESETS["deeplab"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bilateral", "spatial"),
+    [
+        ("deeplab", (67, 3, 4), (1, 3)),
+        ("irn", (50, 5, 10), (3, 3)),
+        ("psa", (80, 13, 10), (3, 3)),
+        ("afa", (64, 5, 4), (3, 3)),
+    ],
+)
+def test_presets(name: str, bilateral: tuple, spatial: tuple):
+    params = nn.DenseCRF.preset(name).params
+    assert (params.bi_xy_std, params.bi_rgb_std, params.bi_w) == bilateral
+    assert (params.pos_xy_std, params.pos_w) == spatial
+    assert params.iterations == 10
+
+
+def test_preset_takes_overrides():
+    module = nn.DenseCRF.preset("irn", iterations=3, bi_w=7.5)
+    assert module.params == crf.CRFParameters(3, 3, 7.5, 50, 5, 3)
+    assert repr(module) == "DenseCRF(pos_w=3, pos_xy_std=3, bi_w=7.5, bi_xy_std=50, bi_rgb_std=5, iterations=3)"
+    assert not module.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"pos_xy_std": 0}, ValueError, "pos_xy_std must be a positive number, was 0"),
+        ({"bi_xy_std": -1}, ValueError, "bi_xy_std must be a positive number, was -1"),
+        ({"bi_rgb_std": float("nan")}, ValueError, "bi_rgb_std must be a positive number, was nan"),
+        ({"bi_w": float("inf")}, ValueError, "bi_w must be a finite number, was inf"),
+        ({"iterations": -1}, ValueError, "iterations must not be negative, was -1"),
+        ({"iterations": 2.5}, TypeError, r"iterations must be a whole number, was 2\.5"),
+        ({"learnable": True}, NotImplementedError, "learnable: is True, .* come with the gradients"),
+    ],
+    ids=str,
+)
+def test_refuses_parameters(arguments: dict, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        nn.DenseCRF(**arguments)
+    with pytest.raises(error, match=message):
+        nn.DenseCRF.preset("irn", **arguments)
+
+
+def test_refuses_unknown_presets():
+    with pytest.raises(ValueError, match="name: is 'voc', should be one of 'deeplab', 'irn', 'psa', 'afa'"):
+        nn.DenseCRF.preset("voc")
+
+
+# --- Inference -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", crf.PRESETS)
+def test_agrees_with_pydensecrf(name: str, backend: str):
+    peer = pytest.importorskip("pydensecrf.densecrf")
+    image, prob = scene()
+    params = crf.PRESETS[name]
+    theirs = peer.DenseCRF2D(WIDTH, HEIGHT, CLASSES)
+    theirs.setUnaryEnergy(-np.log(prob.clip(1e-5, 1)).reshape(CLASSES, -1))
+    theirs.addPairwiseGaussian(sxy=params.pos_xy_std, compat=params.pos_w)
+    theirs.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image.copy(), compat=params.bi_w)
+    expected = np.array(theirs.inference(10)).reshape(prob.shape)
+    difference = np.abs(nn.DenseCRF.preset(name)(image, prob) - expected)
+    assert difference.max() <= 1e-3
+    assert difference.mean() <= 1e-6
+
+
+@pytest.mark.parametrize("weights", [{"pos_w": 0}, {"bi_w": 0}, {"pos_w": 0, "bi_w": 0}, {"pos_w": -1}])
+def test_agrees_with_the_numpy_interface(weights: dict, backend: str):
+    image, prob = scene()
+    params = crf.parameters("psa", iterations=5, **weights)
+    expected = crf.densecrf(image, prob, params)
+    np.testing.assert_allclose(nn.DenseCRF(**vars(params))(image, prob), expected, atol=1e-5)
+
+
+def test_tensors_and_arrays_alike(backend: str):
+    module = nn.DenseCRF(**QUICK)
+    image, prob = tensors(0)
+    Q = module(image[0], prob[0])
+    assert isinstance(Q, torch.Tensor)
+    assert Q.shape == prob[0].shape
+    as_array = module(*scene())
+    assert isinstance(as_array, np.ndarray)
+    assert as_array.dtype == np.float32
+    np.testing.assert_array_equal(as_array, Q.numpy())
+    np.testing.assert_array_equal(module(image[0], scene()[1]), as_array)  # as `prob` is
+    assert torch.equal(module(scene()[0], prob[0]), Q)
+
+
+def test_batch_is_each_image_by_itself(backend: str):
+    module = nn.DenseCRF(**QUICK)
+    image, prob = tensors(0, 1, 2)
+    Q = module(image, prob)
+    for n in range(3):
+        assert torch.equal(module(image[n], prob[n]), Q[n])
+    arrays = [np.stack(parts) for parts in zip(*(scene(n) for n in range(3)), strict=True)]
+    np.testing.assert_array_equal(module(*arrays), Q.numpy())
+    assert module(image[:0], prob[:0]).shape == (0, CLASSES, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_dtypes(dtype: torch.dtype, backend: str):
+    module = nn.DenseCRF(**QUICK)
+    image, prob = tensors(0)
+    prob = prob.to(dtype)
+    Q = module(image, prob)
+    assert Q.dtype == dtype
+    assert torch.equal(Q, module(image.to(torch.float64), prob.float()).to(dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(image, prob), Q)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
+def test_array_dtypes(dtype, backend: str):
+    module = nn.DenseCRF(**QUICK)
+    image, prob = scene()
+    Q = module(image, prob.astype(dtype))
+    assert Q.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_allclose(Q, module(image, prob), atol=2e-2 if dtype == np.float16 else 1e-6)
+
+
+def test_any_memory_layout(backend: str):
+    module = nn.DenseCRF(**QUICK)
+    image, prob = scene()
+    expected = module(image, prob)
+    image.flags.writeable = prob.flags.writeable = False
+    np.testing.assert_array_equal(module(image, prob), expected)
+    np.testing.assert_array_equal(module(image[::-1].copy()[::-1], prob[:, ::-1].copy()[:, ::-1]), expected)
+    np.testing.assert_array_equal(module(image, np.asfortranarray(prob)), expected)
+    image, prob = tensors(0)
+    Q = module(image, prob.contiguous(memory_format=torch.channels_last))
+    assert Q.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(Q[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1)])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_small_images(size: tuple[int, int], classes: int, backend: str):
+    Q = nn.DenseCRF()(np.zeros((*size, 3), np.uint8), np.full((classes, *size), 1 / classes, np.float32))
+    np.testing.assert_allclose(Q, 1 / classes, rtol=1e-6)
+
+
+def test_compiles_without_a_graph_break(backend: str):
+    torch.compiler.reset()
+    module = nn.DenseCRF(**QUICK)
+    image, prob = tensors(0, 1)
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(image, prob), module(image, prob))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", crf.PRESETS)
+def test_same_on_a_gpu(name: str):
+    module = nn.DenseCRF.preset(name)
+    image, prob = tensors(0, 1)
+    Q = module(image.cuda(), prob.cuda())
+    assert Q.is_cuda
+    torch.testing.assert_close(Q.cpu(), module(image, prob), atol=1e-3, rtol=0)
+
+
+# --- Errors --------------------------------------------------------------------------------------------------------
+
+IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("image", "prob", "message"),
+    [
+        (IMAGE[..., :2], PROB, r"image: shape is \(4, 5, 2\), should be \(H, W, 3\) or \(N, H, W, 3\) for an array"),
+        (IMAGE[..., 0], PROB, r"image: shape is \(4, 5\), should be \(H, W, 3\)"),
+        (torch.zeros(4, 5, 3), PROB, r"image: shape is \(4, 5, 3\), should be \(3, H, W\) or \(N, 3, H, W\) for a ten"),
+        (IMAGE, PROB[0], r"prob: shape is \(4, 5\), should be \(K, H, W\) or \(N, K, H, W\)"),
+        (IMAGE, PROB[:0], r"prob: shape is \(0, 4, 5\), should be .* with K, H and W at least 1"),
+        (IMAGE[:0], PROB[:, :0], r"prob: shape is \(2, 0, 5\), should be .* with K, H and W at least 1"),
+        (IMAGE, PROB.transpose(0, 2, 1), r"prob: shape is \(2, 5, 4\), should have the batch, height and width"),
+        (IMAGE[None], PROB, r"prob: shape is \(2, 4, 5\), should have the batch"),
+        (IMAGE[None], np.stack([PROB] * 2), r"prob: shape is \(2, 2, 4, 5\), should have the batch"),
+        (IMAGE, 3 * PROB, r"prob: values are 1\.5 to 1\.5, should be probabilities in 0\.\.1"),
+        (IMAGE, PROB - 1, r"prob: values are -0\.5 to -0\.5, should be probabilities"),
+        (IMAGE, PROB * np.nan, r"prob: values are nan to nan, should be probabilities"),
+        (IMAGE - 1.0, PROB, r"image: values are -1 to -1, should be in 0\.\.255, not normalised"),
+        (IMAGE + 256.0, PROB, r"image: values are 256 to 256, should be in 0\.\.255"),
+        (IMAGE + np.inf, PROB, r"image: values are inf to inf, should be in 0\.\.255"),
+        (IMAGE, torch.zeros(2, 4, 5, device="meta"), r"prob: device is meta, should be cpu, that of the image"),
+    ],
+)
+def test_refuses_values(image, prob, message: str):
+    with pytest.raises(ValueError, match=message):
+        nn.DenseCRF()(image, prob)
+
+
+@pytest.mark.parametrize(
+    ("image", "prob", "message"),
+    [
+        (IMAGE.tolist(), PROB, "image: is a list, should be a tensor or a numpy array"),
+        (IMAGE, PROB.tolist(), "prob: is a list, should be a tensor or a numpy array"),
+        (IMAGE.astype(np.int32), PROB, r"image: dtype is torch\.int32, should be uint8 or floating"),
+        (IMAGE, PROB.astype(np.uint8), r"prob: dtype is torch\.uint8, should be floating"),
+        (IMAGE.astype(object), PROB, "image: dtype is object, should be"),
+        (IMAGE, PROB.astype(np.longdouble), "prob: dtype is .*float.*, should be floating"),
+        (IMAGE, PROB.astype(complex), r"prob: dtype is torch\.complex128, should be floating"),
+    ],
+)
+def test_refuses_types(image, prob, message: str):
+    with pytest.raises(TypeError, match=message):
+        nn.DenseCRF()(image, prob)
+
+
+def test_refuses_deviations_that_overflow_keys(backend: str):
+    with pytest.raises(ValueError, match="features: key range overflow"):
+        nn.DenseCRF(pos_xy_std=1e-4)(IMAGE, PROB)
+
+
+def test_warns_of_images_in_0_to_1():
+    with pytest.warns(UserWarning, match="image: no value is above 0.5; colours are expected in 0..255, not in 0..1"):
+        nn.DenseCRF()(IMAGE + 0.5, PROB)
