@@ -10,7 +10,7 @@
 namespace deeplab_fast {
 
 // Points located by one call of `locate`.
-constexpr int kPointBlock = 16;
+constexpr int kPointBlock = VisitOrder::kTile;
 
 struct SimplexBlock {
   int32_t* cell;  // [D+1][kPointBlock]

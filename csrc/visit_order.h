@@ -17,8 +17,8 @@ struct PointTile {
 // of threads. An image (`width` > 0) is walked in strips some tiles wide, top to bottom within a chunk: the pixel above
 // touches much the same vertices as this one, and its rows are still in the second-level cache if the strip is narrow.
 struct VisitOrder {
-  static constexpr int kTile = 16;
-  static constexpr int64_t kStrip = 32 * kTile;
+  static constexpr int kTile = 64;
+  static constexpr int64_t kStrip = 8 * kTile;
   static constexpr int64_t kChunkPoints = 22000, kMostChunks = 16;
 
   int64_t points;
