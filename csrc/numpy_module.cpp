@@ -205,7 +205,12 @@ struct PyDenseCrf {
     });
   }
 
-  FloatArray empty_q() const { return FloatArray({crf.points(), int64_t{crf.labels()}}); }
+  // In memory of our own: large results of successive calls then reuse it (buffer.h).
+  FloatArray empty_q() const {
+    auto* memory = new Buffer<float>(crf.points() * crf.labels());
+    const py::capsule owner(memory, [](void* buffer) { delete static_cast<Buffer<float>*>(buffer); });
+    return FloatArray({crf.points(), int64_t{crf.labels()}}, memory->data(), owner);
+  }
   FloatArray checked_q(const py::object& object) const {
     FloatArray q = require_floats(object, "Q");
     if (q.ndim() != 2 || q.shape(0) != crf.points() || q.shape(1) != crf.labels())
