@@ -1,7 +1,8 @@
 """Refine rough annotations of real photos with the dense CRF; show them, and the time beside pydensecrf's.
 
 Writes, for each photo, ``demo/out/NAME.png`` (photo, rough input, refined) and the files that the command
-line takes; over all photos, the table ``demo/table.md`` and the picture ``demo/hero.jpg``.
+line takes; over all photos, the table ``demo/out/table.md`` and the picture
+``demo/out/hero.jpg``, of which the README shows a copy, ``demo/hero.jpg``.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def write_hero(results: list[dict]) -> None:
 
     rough = strip([r["photo"].rough() for r in chosen], "in: photo and rough scores or scribbles")
     refined = strip([r["labels"] for r in chosen], "out: refined by the dense CRF")
-    pictures.save_image(DEMO / "hero.jpg", np.concatenate([rough, refined]))
+    pictures.save_image(OUT / "hero.jpg", np.concatenate([rough, refined]))
 
 
 def rows(results: list[dict]) -> list[list[str]]:
@@ -146,7 +147,7 @@ def write_table(cells: list[list[str]], note: str) -> None:
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     text = "\n".join(lines) + f"\n\n{note}\n"
-    pictures.atomic_write(DEMO / "table.md", lambda file: file.write(text.encode()))
+    pictures.atomic_write(OUT / "table.md", lambda file: file.write(text.encode()))
 
 
 def main() -> None:

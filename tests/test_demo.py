@@ -46,15 +46,14 @@ def test_annotation_fits_its_photo(name):
 
 
 def test_demo_writes_its_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "DEMO", tmp_path)
     monkeypatch.setattr(demo, "OUT", tmp_path / "out")
     monkeypatch.setattr(demo, "REPEATS", 1)
     monkeypatch.setattr(annotate, "load_all", lambda: [load(name) for name in demo.HERO])
     monkeypatch.setattr(demo, "import_peer", lambda: None)
     demo.main()
-    assert (tmp_path / "hero.jpg").stat().st_size < 400_000
-    assert pictures.read_image(tmp_path / "hero.jpg").shape[1] == pytest.approx(demo.HERO_WIDTH, abs=8)
-    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "hero.jpg").stat().st_size < 400_000
+    assert pictures.read_image(tmp_path / "out" / "hero.jpg").shape[1] == pytest.approx(demo.HERO_WIDTH, abs=8)
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert table.count("\n| ") == len(demo.HERO)
     for name in demo.HERO:
         photo = load(name)
