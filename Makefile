@@ -14,7 +14,7 @@ install: $(INSTALLED)
 $(VENV)/.dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel pybind11 ninja cmake
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel pybind11 ninja cmake
 	touch $@
 
 $(INSTALLED): $(VENV)/.dependencies $(SOURCES)

@@ -196,9 +196,12 @@ Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
 DenseCrf::DenseCrf(int64_t points, int labels, int64_t width)
     : points_(points), labels_(labels), order_(std::make_shared<VisitOrder>(points, width)) {}
 
-void DenseCrf::set_unary(const float* unary, Parallel& parallel) {
+bool DenseCrf::set_unary(const float* unary, bool only_finite, Parallel& parallel) {
+  UnaryRows rows = group_equal_labels(unary, labels_, points_, parallel);
+  if (only_finite && !rows.finite) return false;
   unary_of_every_label_ = UnaryRows();
-  unary_ = group_equal_labels(unary, labels_, points_, parallel);
+  unary_ = std::move(rows);
+  return true;
 }
 
 void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
@@ -224,7 +227,7 @@ bool DenseCrf::all_potts() const {
 }
 
 const UnaryRows& DenseCrf::unary_rows(bool every_label, Parallel& parallel) {
-  if (unary_.labels == 0) set_unary(nullptr, parallel);
+  if (unary_.labels == 0) set_unary(nullptr, false, parallel);
   if (!every_label || !unary_.collapsed()) return unary_;
   if (unary_of_every_label_.labels == 0) unary_of_every_label_ = expand_groups(unary_, points_, parallel);
   return unary_of_every_label_;

@@ -45,7 +45,8 @@ class DenseCrf {
   // `width`: of the image the points are, row by row, if they are one (a hint that makes it faster).
   DenseCrf(int64_t points, int labels, int64_t width = 0);
 
-  void set_unary(const float* unary, Parallel& parallel);  // [labels][points]; null: none
+  // [labels][points]; null: none. With `only_finite` changes nothing and returns false if there is a NaN or infinity.
+  bool set_unary(const float* unary, bool only_finite, Parallel& parallel);
   void add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
                     Normalization normalization, Parallel& parallel);
   // Features (x/sx, y/sy) of an image of that width. Their kernel depends on nothing else, and that of the last few

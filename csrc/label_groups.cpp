@@ -1,6 +1,7 @@
 #include "label_groups.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -25,6 +26,18 @@ bool equal_rows(const float* a, const float* b, int64_t points) {
   return std::memcmp(a, b, sizeof(float) * points) == 0;
 }
 
+// Looks at the exponents as integers, which the compiler makes vector code of.
+bool finite_values(const float* values, int64_t count) {
+  constexpr uint32_t kExponent = 0x7f800000;
+  uint32_t not_finite = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    not_finite |= (bits & kExponent) == kExponent;
+  }
+  return not_finite == 0;
+}
+
 }  // namespace
 
 UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Parallel& parallel) {
@@ -34,7 +47,7 @@ UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Par
   std::vector<int> first;
   for (int l = 0; l < labels; ++l) {
     size_t group = 0;
-    // Looking at the latest groups first finds the constant ones fast; two labels are never worth merging.
+    // Two labels are never worth merging: they have a path of their own.
     while (group < first.size() &&
            !(unary == nullptr || (labels > 2 && equal_rows(unary + first[group] * points, unary + l * points, points))))
       ++group;
@@ -45,18 +58,23 @@ UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Par
   }
   const int groups = rows.groups(), lanes = row_lanes(groups);
   rows.negative.reset(points * lanes);
+  std::atomic<bool> finite{true};
   parallel_for(parallel, tasks(points), [&](int64_t task) {
     const int64_t end = std::min(points, (task + 1) * kTask);
+    bool all_finite = true;
     for (int64_t tile = task * kTask; tile < end; tile += kTile) {
       const int64_t tile_end = std::min(end, tile + kTile);
       for (int g = 0; g < lanes; ++g) {
         float* to = rows.negative.data() + g;
         const float* from = g < groups && unary != nullptr ? unary + first[g] * points : nullptr;
+        if (from != nullptr) all_finite &= finite_values(from + tile, tile_end - tile);
         for (int64_t i = tile; i < tile_end; ++i)
           to[i * lanes] = from != nullptr ? -from[i] : g < groups ? 0.0f : kPadding;
       }
     }
+    if (!all_finite) finite = false;
   });
+  rows.finite = finite;
   return rows;
 }
 

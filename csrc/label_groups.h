@@ -16,6 +16,7 @@ namespace deeplab_fast {
 // Unary energies in the form the pixel pass reads: pixel-major, negated, one lane per group of labels.
 struct UnaryRows {
   int labels = 0;
+  bool finite = true;                // no NaN or infinity in the energies given
   std::vector<int> group_of_label;   // [labels]
   std::vector<int> labels_of_group;  // [groups] how many
   Buffer<float> negative;            // [points][row_lanes(groups)]

@@ -41,21 +41,6 @@ DEEPLAB_FAST_INLINE float output_factor(const Taps& taps, int64_t point) {
   return taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
 }
 
-// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over taps
-// unroll; else with a count of 0, which stands for taps.count.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-template <class Body>
-DEEPLAB_FAST_INLINE void by_shape(const Taps& taps, Body&& body) {
-  if (taps.count == 6 && taps.scattered) return body(Constant<6>(), Constant<1>());
-  if (taps.count == 6) return body(Constant<6>(), Constant<0>());
-  if (taps.count == 3 && taps.scattered) return body(Constant<3>(), Constant<1>());
-  if (taps.count == 3) return body(Constant<3>(), Constant<0>());
-  body(Constant<0>(), Constant<1>());
-}
-
 // Slices a kernel's rows and subtracts its term from `energies`, which gives the tile's; with a matrix, which needs all
 // lanes first, only stores what was sliced.
 template <int W, int N>

@@ -130,14 +130,15 @@ struct PyDenseCrf {
     return body(threads);
   }
 
-  void set_unary(const py::object& object) {
+  // False, and nothing changed, if a value is not finite.
+  bool set_unary(const py::object& object) {
     const FloatArray unary = require_floats(object, "unary");
     if (unary.ndim() != 2 || unary.shape(0) != crf.labels() || unary.shape(1) != crf.points())
       bad_shape("unary", unary, "(" + std::to_string(crf.labels()) + ", " + std::to_string(crf.points()) + ")");
-    locked([&](Parallel& threads) { crf.set_unary(unary.data(), threads); });
+    return locked([&](Parallel& threads) { return crf.set_unary(unary.data(), true, threads); });
   }
   void clear_unary() {
-    locked([&](Parallel& threads) { crf.set_unary(nullptr, threads); });
+    locked([&](Parallel& threads) { crf.set_unary(nullptr, false, threads); });
   }
 
   FloatArray checked_compat(const py::object& object) const {

@@ -63,6 +63,21 @@ struct Block {
   }
 };
 
+// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over taps
+// unroll; else with a count of 0, which stands for taps.count.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+template <class Body>
+DEEPLAB_FAST_INLINE void by_shape(const Taps& taps, Body&& body) {
+  if (taps.count == 6 && taps.scattered) return body(Constant<6>(), Constant<1>());
+  if (taps.count == 6) return body(Constant<6>(), Constant<0>());
+  if (taps.count == 3 && taps.scattered) return body(Constant<3>(), Constant<1>());
+  if (taps.count == 3) return body(Constant<3>(), Constant<0>());
+  body(Constant<0>(), Constant<1>());
+}
+
 // rows + index * stride, kept as one pointer: the compiler would else keep one per vector of the row, and run out of
 // registers.
 template <class Float>
@@ -80,11 +95,6 @@ DEEPLAB_FAST_INLINE Block<W, N> slice_rows(int count, const int32_t* vertex, con
   for (int j = 0; j < count; ++j) sum.add_scaled(weight[j], row_at(rows, vertex[j], stride));
   return sum;
 }
-template <int W, int N>
-DEEPLAB_FAST_INLINE Block<W, N> slice_point(const Taps& taps, int64_t point, const float* rows, int64_t stride) {
-  return slice_rows<W, N>(taps.count, taps.vertex + point * taps.count, taps.weight + point * taps.count, rows, stride);
-}
-
 // 256 bytes of zeros, more than a block.
 alignas(64) inline constexpr float kZeros[64] = {};
 
@@ -109,16 +119,6 @@ DEEPLAB_FAST_INLINE void add_to_row(int32_t target, float weight, const Block<W,
     sum.add_scaled(weight, value);
     sum.to(row_at(rows, ~target, stride));
   }
-}
-
-// Adds the point's value to its vertices' rows.
-template <int W, int N>
-DEEPLAB_FAST_INLINE void splat_point(const Taps& taps, int64_t point, const Block<W, N>& value, float* rows,
-                                     int64_t stride) {
-  const int32_t* target = taps.row + point * taps.count;
-  const float* weight = taps.weight + point * taps.count;
-  const float factor = taps.before != nullptr ? taps.before[point] : 1.0f;
-  for (int j = 0; j < taps.count; ++j) add_to_row<W, N, true>(target[j], weight[j] * factor, value, rows, stride);
 }
 
 }  // namespace DEEPLAB_FAST_ISA_NAME

@@ -13,8 +13,19 @@ struct Splat {
   float* rows;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int p = 0; p < tile.count; ++p)
-      splat_point<W, N>(taps, tile.first + p, Block<W, N>::from(source + p * lanes + lane), rows + lane, lanes);
+    by_shape(taps, [&](auto constant_count, auto scattered) {
+      const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+      for (int p = 0; p < tile.count; ++p) {
+        const int64_t point = tile.first + p;
+        const int32_t* target = taps.row + point * count;
+        const float* weight = taps.weight + point * count;
+        Block<W, N> value = Block<W, N>::from(source + p * lanes + lane);
+        if (taps.before != nullptr)
+          for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * taps.before[point];
+        for (int j = 0; j < count; ++j)
+          add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows + lane, lanes);
+      }
+    });
   }
 };
 
@@ -26,12 +37,17 @@ struct Slice {
   float* out;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int p = 0; p < tile.count; ++p) {
-      Block<W, N> value = slice_point<W, N>(taps, tile.first + p, rows + lane, lanes);
-      const float factor = taps.scale * (taps.after != nullptr ? taps.after[tile.first + p] : 1.0f);
-      for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
-      value.to(out + p * lanes + lane);
-    }
+    by_shape(taps, [&](auto constant_count, auto) {
+      const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+      for (int p = 0; p < tile.count; ++p) {
+        const int64_t point = tile.first + p;
+        Block<W, N> value =
+            slice_rows<W, N>(count, taps.vertex + point * count, taps.weight + point * count, rows + lane, lanes);
+        const float factor = taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
+        for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
+        value.to(out + p * lanes + lane);
+      }
+    });
   }
 };
 

@@ -150,7 +150,7 @@ Tensor dense_crf_cpu(const Tensor& unary, std::vector<Tensor> features, std::vec
   for (int64_t n = 0; n < shape.batch && points > 0; ++n) {
     DenseCrf crf(points, static_cast<int>(labels), image_width(unary));
     crf.set_collapse(static_cast<float>(collapse));
-    crf.set_unary(from + n * labels * points, threads);
+    crf.set_unary(from + n * labels * points, false, threads);
     for (const Term& term : terms) {
       const int64_t dimensions = term.features.size(1);
       crf.add_pairwise(term.features.const_data_ptr<float>() + n * dimensions * points, static_cast<int>(dimensions),

@@ -50,7 +50,7 @@ std::vector<float> solve(const Problem& problem, int threads) {
     for (int j = 0; j < i; ++j) compat[i * problem.labels + j] = compat[j * problem.labels + i];
 
   DenseCrf crf(points, problem.labels, problem.width);
-  crf.set_unary(unary.data(), pool);
+  crf.set_unary(unary.data(), true, pool);
   crf.add_pairwise(features.data(), problem.dimensions, compat.data(), problem.compat, problem.normalization, pool);
   const Buffer<float> position = gaussian_features(problem.width, problem.height, 1, 2, pool);
   crf.add_pairwise(position.data(), 2, compat.data(), Compat::kPotts, problem.normalization, pool);

@@ -199,8 +199,12 @@ class DenseCRF:
         self._unary: np.ndarray | None = None
         self._pairwise: list[_Pairwise] = []
 
-    def set_unary(self, unary: np.ndarray) -> None:
-        self._unary = self._checked("unary", unary, (self.labels, self.points)).astype(np.float64)
+    def set_unary(self, unary: np.ndarray) -> bool:
+        energy = self._checked("unary", unary, (self.labels, self.points)).astype(np.float64)
+        if not np.isfinite(energy).all():
+            return False
+        self._unary = energy
+        return True
 
     def clear_unary(self) -> None:
         self._unary = None

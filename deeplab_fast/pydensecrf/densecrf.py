@@ -12,7 +12,6 @@ ValueError or TypeError.
 
 from __future__ import annotations
 
-import math
 import operator
 import threading
 from enum import IntEnum
@@ -126,8 +125,7 @@ class DenseCRF:
         labels are forbidden.
         """
         u = _matrix("u", u)
-        energy = _energy("u", u) if f is None else _logistic(u, _matrix("f", f), "u")
-        self._set_unary(energy)
+        self._set_unary(u if f is None else _logistic(u, _matrix("f", f), "u"))
 
     def setUnary(self, u: Unary) -> None:
         """Set a unary object, and use it up: ValueError when it was set before, here or elsewhere."""
@@ -204,7 +202,8 @@ class DenseCRF:
         if energy.shape != need:
             hint = "; reshape it to (labels, -1)" if energy.size == need[0] * need[1] else ""
             raise ValueError(f"the unary energy must have shape {need} (labels, points), got {energy.shape}{hint}")
-        self._run("set_unary", energy)
+        if not self._run("set_unary", energy):  # something is not finite: what, and may it be?
+            self._run("set_unary", _energy("u", energy))
         self._has_unary = True
 
     def _beliefs(self, q: np.ndarray) -> np.ndarray:
@@ -333,9 +332,6 @@ def _matrix(name: str, value: Any) -> np.ndarray:
 
 def _energy(name: str, energy: np.ndarray) -> np.ndarray:
     """`energy` with +Inf replaced by FORBIDDEN; ValueError for NaN, -Inf and points without any label."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(energy.sum(dtype=np.float32)):  # one fast pass decides nearly always
-            return energy
     if np.isnan(energy).any() or np.isneginf(energy).any():
         raise ValueError(f"{name} must not contain NaN or -Inf")
     energy = np.minimum(energy, FORBIDDEN)
