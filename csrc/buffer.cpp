@@ -1,5 +1,8 @@
 #include "buffer.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <map>
@@ -15,7 +18,15 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = 2 * kHugePage;
-constexpr size_t kMostKept = size_t{128} << 20;
+
+// At most a gigabyte, and a sixteenth of this machine's memory.
+size_t most_kept() {
+  static const size_t limit = [] {
+    const auto memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGE_SIZE));
+    return std::min(size_t{1} << 30, memory / 16);
+  }();
+  return limit;
+}
 
 size_t rounded(size_t bytes) {
   const size_t unit = bytes >= kLarge ? kHugePage : 64;
@@ -32,9 +43,7 @@ class Kept {
     if (!lock) return nullptr;
     const auto found = blocks_.lower_bound(size);
     if (found == blocks_.end() || found->first > size + size / 8 + kHugePage) {
-      for (const auto& block : blocks_) std::free(block.second);
-      blocks_.clear();
-      total_ = 0;
+      free_all();
       return nullptr;
     }
     void* block = found->second;
@@ -43,15 +52,26 @@ class Kept {
     return block;
   }
 
+  void release() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) free_all();
+  }
+
   bool keep(void* block, size_t size) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || total_ + size > kMostKept) return false;
+    if (!lock || total_ + size > most_kept()) return false;
     blocks_.emplace(size, block);
     total_ += size;
     return true;
   }
 
  private:
+  void free_all() {
+    for (const auto& block : blocks_) std::free(block.second);
+    blocks_.clear();
+    total_ = 0;
+  }
+
   std::mutex mutex_;
   std::multimap<size_t, void*> blocks_;
   size_t total_ = 0;
@@ -76,6 +96,10 @@ void* allocate_block(size_t bytes) {
   if (large) madvise(block, size, MADV_HUGEPAGE);
 #endif
   return block;
+}
+
+void release_blocks() {
+  kept().release();
 }
 
 void free_block(void* block, size_t bytes) {

@@ -13,6 +13,7 @@ namespace deeplab_fast {
 // a page before it gives it out, which takes as long as several passes over it.
 void* allocate_block(size_t bytes);
 void free_block(void* block, size_t bytes);  // the same size
+void release_blocks();                       // gives the kept ones back to the system
 
 template <class T>
 class Buffer {

@@ -294,6 +294,7 @@ PYBIND11_MODULE(_densecrf, m) {
         thread_count = static_cast<int>(std::min<int64_t>(threads, 256));
       },
       py::arg("threads"));
+  m.def("release_memory", &release_blocks);
   m.def("get_num_threads", [] { return thread_count.load(); });
   m.def("isa", [] { return isa().name; });
   m.def("build_info", &build_info);

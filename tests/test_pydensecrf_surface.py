@@ -12,6 +12,7 @@ import pydensecrf.densecrf as peer
 import pytest
 from photos import photo, unary
 
+import deeplab_fast.pydensecrf
 import deeplab_fast.pydensecrf.densecrf as ours
 
 IMAGE = photo("coffee", 23, 31)
@@ -219,3 +220,15 @@ def test_importing_and_computing_without_torch():
         print(sorted(loaded & {"torch", "skimage", "scipy", "PIL", "typer", "rich"}))
     """)
     assert out == "[]"
+
+
+def test_release_memory_leaves_objects_usable():
+    crf = ours.DenseCRF2D(400, 300, 21)
+    crf.setUnaryEnergy(np.random.default_rng(0).random((21, 400 * 300), dtype=np.float32))
+    crf.addPairwiseGaussian(3, 3)
+    before = crf.inference(2)
+    kept = before.copy()
+    for _ in range(2):
+        deeplab_fast.pydensecrf.release_memory()
+        np.testing.assert_array_equal(crf.inference(2), kept)
+    np.testing.assert_array_equal(before, kept)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 
 from . import densecrf, utils
-from ._backend import get_num_threads, set_num_threads
+from ._backend import get_num_threads, release_memory, set_num_threads
 
-__all__ = ["densecrf", "get_num_threads", "install_as_pydensecrf", "set_num_threads", "utils"]
+__all__ = ["densecrf", "get_num_threads", "install_as_pydensecrf", "release_memory", "set_num_threads", "utils"]
 
 
 def install_as_pydensecrf() -> None:

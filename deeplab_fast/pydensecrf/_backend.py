@@ -67,6 +67,11 @@ def apply_num_threads() -> None:
     core().set_num_threads(get_num_threads())
 
 
+def release_memory() -> None:
+    """Give the memory kept for the next call (a gigabyte at most) back to the system."""
+    core().release_memory()
+
+
 @functools.cache
 def memory_limit() -> float:
     """Bytes this process can have at most (physical memory, container's limit); infinity when unknown."""

@@ -286,3 +286,7 @@ def isa() -> str:
 
 def build_info() -> dict[str, str]:
     return {"backend": "numpy", "isa": isa()}
+
+
+def release_memory() -> None:
+    """No effect: numpy keeps nothing."""
