@@ -17,7 +17,8 @@ namespace deeplab_fast {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = 2 * kHugePage;
+constexpr size_t kLarge = size_t{4} << 20;  // kept when freed
+constexpr size_t kHuge = 8 * kHugePage;     // on huge pages; of a smaller block the rounding up would be too much
 
 // At most a gigabyte, and a sixteenth of this machine's memory.
 size_t most_kept() {
@@ -29,7 +30,7 @@ size_t most_kept() {
 }
 
 size_t rounded(size_t bytes) {
-  const size_t unit = bytes >= kLarge ? kHugePage : 64;
+  const size_t unit = bytes >= kHuge ? kHugePage : bytes >= kLarge ? size_t{64} << 10 : 64;
   return (bytes + unit - 1) / unit * unit;
 }
 
@@ -90,10 +91,10 @@ void* allocate_block(size_t bytes) {
   const bool large = size >= kLarge;
   if (large)
     if (void* block = kept().take(size)) return block;
-  void* block = std::aligned_alloc(large ? kHugePage : 64, size);
+  void* block = std::aligned_alloc(size >= kHuge ? kHugePage : 64, size);
   if (block == nullptr) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (large) madvise(block, size, MADV_HUGEPAGE);
+  if (size >= kHuge) madvise(block, size, MADV_HUGEPAGE);
 #endif
   return block;
 }
