@@ -14,8 +14,8 @@ struct PointTile {
 };
 
 // Points are cut into chunks, one task each, and chunks into tiles. The cut depends on the size only, not on the number
-// of threads. An image (`width` > 0) is walked in strips some tiles wide, top to bottom within a chunk: the pixel above
-// touches much the same vertices as this one, and its rows are still in the second-level cache if the strip is narrow.
+// of threads. An image (`width` > 0) is cut between its rows and walked in strips, top to bottom within a chunk: the
+// pixel above touches much the same vertices as this one, and a strip's rows stay in the second-level cache.
 struct VisitOrder {
   static constexpr int kTile = 64;
   static constexpr int64_t kStrip = 8 * kTile;
