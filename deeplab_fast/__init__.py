@@ -12,8 +12,12 @@ __version__ = "0.1.0"
 
 # name -> module that has it
 _LAZY = {
+    "aspp_sum": "ops",
+    "atrous_conv2d": "ops",
     "permutohedral_filter": "ops",
     "dense_crf": "ops",
+    "upsample_argmax": "ops",
+    "upsample_softmax": "ops",
     "Lattice": "lattice",
 }
 _MODULES = ("crf", "lattice", "nn", "ops", "pictures", "pydensecrf", "reference")

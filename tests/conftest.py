@@ -46,10 +46,11 @@ def poisoned_memory():
 @pytest.fixture(params=["kernels", "reference"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test twice: with compiled kernels where they are loaded, and with the reference throughout."""
-    from deeplab_fast import _native, lattice, ops
+    from deeplab_fast import _native, lattice
+    from deeplab_fast.ops import _registry
 
     if request.param == "reference":
-        monkeypatch.setattr(ops, "_kernel_takes", lambda *_: False)
+        monkeypatch.setattr(_registry, "kernels_wanted", lambda: False)
         monkeypatch.setattr(lattice, "_compiled", lambda: None)
     elif not _native.load():
         pytest.skip("the compiled library is not there")

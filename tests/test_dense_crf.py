@@ -10,7 +10,7 @@ import torch
 from samples import CRF_SAMPLES, CRFSample, Kernel, assert_crf_accurate, by_name, positions, random
 
 import deeplab_fast
-from deeplab_fast import ops
+from deeplab_fast.ops import _registry
 
 SMALL = CRFSample("small", size=(3, 4), labels=3)
 
@@ -266,7 +266,7 @@ def test_says_what_was_wrong_where_torch_loses_the_message(monkeypatch: pytest.M
     def kernel(*_) -> torch.Tensor:
         raise RuntimeError("dense_crf_cpu(...) API call failed")
 
-    monkeypatch.setitem(ops._OPS, "dense_crf", kernel)
+    monkeypatch.setitem(_registry.OPS, "dense_crf", kernel)
     with pytest.raises(RuntimeError, match="API call failed"):
         call()
     with pytest.raises(ValueError, match="features: there are NaN or infinite values"):

@@ -9,7 +9,8 @@ import torch
 from samples import FILTER_SAMPLES, FilterSample, assert_filter_accurate, by_name, positions, random
 
 import deeplab_fast
-from deeplab_fast import _native, lattice, ops
+from deeplab_fast import _native, lattice
+from deeplab_fast.ops import _registry
 
 SMALL = FilterSample("small", batch=2, channels=2, size=(3, 4), dimensions=3)
 
@@ -190,7 +191,7 @@ def test_kernel_and_reference_refuse_the_same_keys(dimensions: int, monkeypatch:
     while torch.tensor((low + high) / 2).item() not in (low, high):
         middle = torch.tensor((low + high) / 2).item()
         low, high = (low, middle) if raises(middle) else (middle, high)
-    monkeypatch.setattr(ops, "_kernel_takes", lambda *_: False)
+    monkeypatch.setattr(_registry, "kernels_wanted", lambda: False)
     assert low > 1000
     assert raises(high)
     assert not raises(low)
@@ -202,7 +203,7 @@ def test_says_what_was_wrong_where_torch_loses_the_message(monkeypatch: pytest.M
     def kernel(values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("permutohedral_filter_cpu(...) API call failed")
 
-    monkeypatch.setitem(ops._OPS, "permutohedral_filter", kernel)
+    monkeypatch.setitem(_registry.OPS, "permutohedral_filter", kernel)
     values, features = SMALL.inputs()
     with pytest.raises(RuntimeError, match="API call failed"):
         deeplab_fast.permutohedral_filter(values, features)

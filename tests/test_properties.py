@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from samples import LAYOUTS, CRFSample, FilterSample, Kernel, assert_crf_accurate, assert_filter_accurate
 
 import deeplab_fast
-from deeplab_fast import ops
+from deeplab_fast.ops import _registry
+from deeplab_fast.ops import crf as ops
 
 # Standard deviations over four decades: of features that range over 300, as pixels do.
 spreads = st.floats(-2, 2).map(lambda exponent: 3 * 10**exponent)
@@ -92,7 +93,7 @@ def test_key_overflow_raises_in_kernel_and_reference_alike(dimensions: int, dime
     results, refusals = [], []
     for name in ("permutohedral_filter", "permutohedral_filter_reference"):
         try:
-            results.append(ops._call(ops._OPS[name], [features], values, features))
+            results.append(ops._call(_registry.OPS[name], [features], values, features))
         except ValueError as error:
             refusals.append("key range overflow" in str(error))
     if refusals:

@@ -1,12 +1,4 @@
-"""The ops as `torch.library` custom ops: schemas, fake kernels, gradients, and the functions that users call.
-
-The body of every op is its function in `deeplab_fast.reference`; the compiled library, where it is built and loads,
-adds a kernel for the same schema, which the dispatcher prefers. An op `X_reference` has the reference as its only
-kernel: it takes what compiled kernels do not (float64, very many feature dimensions), hidden from `torch.compile` too.
-
-Called as `torch.ops.deeplab_fast.X`, an op takes lists of tensors only, checks less, and its output is contiguous; the
-functions here give the output the input's memory format.
-"""
+"""`permutohedral_filter` and `dense_crf`: the functions that users call, and their custom ops."""
 
 from __future__ import annotations
 
@@ -15,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deeplab_fast import _native, reference
+from deeplab_fast import reference
 from deeplab_fast._arguments import (
     NORMALIZE_SYMMETRIC,
     Compat,
@@ -25,6 +17,7 @@ from deeplab_fast._arguments import (
     check_filter_arguments,
     lattice_dtype,
 )
+from deeplab_fast.ops import _registry
 
 KERNEL_DIMENSIONS = 64  # compiled kernels take as many feature dimensions
 
@@ -56,7 +49,7 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     check_filter_arguments(values, features)
     features = features.to(lattice_dtype(features, values))
     op = _op("permutohedral_filter", values, [features])
-    return _in_format_of(values, _call(op, [features], values, features))
+    return _registry.in_format_of(values, _call(op, [features], values, features))
 
 
 def dense_crf(
@@ -101,7 +94,7 @@ def dense_crf(
     features, compats, numbers = check_crf_arguments(unary, features, compat, iterations, normalization, collapse)
     op = _op("dense_crf", unary, features)
     arguments = (unary, features, compats, int(iterations), numbers, float(collapse))
-    return _in_format_of(unary, _call(op, features, *arguments))
+    return _registry.in_format_of(unary, _call(op, features, *arguments))
 
 
 # --- Calling -------------------------------------------------------------------------------------------------------
@@ -113,7 +106,7 @@ def _kernel_takes(maps: Tensor, features: Sequence[Tensor]) -> bool:
 
 
 def _op(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable[..., Tensor]:
-    return _OPS[name if _kernel_takes(maps, features) else f"{name}_reference"]
+    return _registry.choose(name, _kernel_takes(maps, features))
 
 
 def _call(op: Callable[..., Tensor], features: Sequence[Tensor], *arguments: object) -> Tensor:
@@ -127,22 +120,7 @@ def _call(op: Callable[..., Tensor], features: Sequence[Tensor], *arguments: obj
         raise
 
 
-def _in_format_of(like: Tensor, out: Tensor) -> Tensor:
-    return out if like.is_contiguous() else torch.empty_like(like).copy_(out)
-
-
 # --- Ops -----------------------------------------------------------------------------------------------------------
-
-_OPS: dict[str, Callable[..., Tensor]] = {}
-
-
-def _define(name: str, body: Callable[..., Tensor], setup_context: Callable, backward: Callable) -> None:
-    """Define the ops `name` and `name`_reference, with an output that has the shape and dtype of the first input."""
-    for op_name in (name, f"{name}_reference"):
-        op = torch.library.custom_op(f"deeplab_fast::{op_name}", body, mutates_args=())
-        op.register_fake(lambda like, *_, **__: like.new_empty(like.shape))
-        op.register_autograd(backward, setup_context=setup_context)
-        _OPS[op_name] = op
 
 
 def _permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False) -> Tensor:
@@ -179,6 +157,5 @@ def _crf_backward(ctx, grad: Tensor) -> None:
     raise NotImplementedError("dense_crf: there is no gradient yet; call it under torch.no_grad() or detach its inputs")
 
 
-_define("permutohedral_filter", _permutohedral_filter, _filter_setup_context, _filter_backward)
-_define("dense_crf", _dense_crf, lambda ctx, inputs, output: None, _crf_backward)
-_native.load()
+_registry.define("permutohedral_filter", _permutohedral_filter, _filter_setup_context, _filter_backward)
+_registry.define("dense_crf", _dense_crf, lambda ctx, inputs, output: None, _crf_backward)

@@ -1,12 +1,10 @@
-"""The specification: the ops of deeplab_fast in plain PyTorch, to be read beside the papers.
+"""The permutohedral lattice and the dense CRF in plain PyTorch, to be read beside the papers.
 
 Permutohedral lattice: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 Eurographics 2010 (here: Adams). Dense CRF: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
 Gaussian Edge Potentials", NIPS 2011 (here: Krähenbühl).
 
-The functions take CPU and GPU tensors of any floating dtype. They are the bodies of the custom ops in
-`deeplab_fast.ops`, which a compiled kernel replaces where there is one. They are differentiable with respect to
-`values`, `unary` and `compat`, not to `features`.
+Differentiable with respect to `values`, `unary` and `compat`, not to `features`.
 
 Letters: N batch, C channels, K classes (labels), D feature dimensions, *S the spatial axes, P the points of one
 image (the product of S), M the vertices of its lattice. Tables inside are (P, C) and (M, C), as rows are gathered.

@@ -1,0 +1,155 @@
+"""What the convolution and upsampling ops accept: checks of shapes, dtypes and devices that name the argument.
+
+Nothing here looks at elements, so the checks also run on the tensors without data that `torch.compile` traces with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deeplab_fast._arguments import check_floating, shape_of
+
+Pair = int | Sequence[int]
+Size = int | Sequence[int]
+
+
+def check_aspp_arguments(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> None:
+    """Raise TypeError or ValueError for what `aspp_sum` cannot take."""
+    _check_maps("x", x)
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence) or len(weights) == 0:
+        raise TypeError(f"weights: is a {type(weights).__name__}, should be a sequence of tensors, one a branch")
+    if isinstance(rates, int) or len(rates) != len(weights):
+        raise ValueError(f"rates: is {rates}, should have one rate for each of the {len(weights)} weights")
+    for rate in rates:
+        _check_integer("rates", rate, least=1)
+    for b, weight in enumerate(weights):
+        name = f"weights[{b}]"
+        _check_weight(name, weight, x)
+        if weight.shape[0] != weights[0].shape[0]:
+            raise ValueError(
+                f"{name}: has {weight.shape[0]} output channels, should have {weights[0].shape[0]} as weights[0]"
+            )
+        if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+            raise ValueError(f"{name}: shape is {shape_of(weight)}, kernel height and width should be odd")
+    _check_vector("bias", bias, weights[0], x)
+
+
+def check_atrous_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    scale: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[list[int], list[int], list[int]]:
+    """Raise TypeError or ValueError for what `atrous_conv2d` cannot take.
+
+    Returns:
+        stride, padding and dilation, each as [vertical, horizontal].
+    """
+    _check_maps("x", x)
+    _check_weight("weight", weight, x)
+    _check_vector("bias", bias, weight, x)
+    _check_vector("scale", scale, weight, x)
+    strides = pair("stride", stride, least=1)
+    dilations = pair("dilation", dilation, least=1)
+    paddings = _paddings(padding, weight, strides, dilations)
+    size = output_size(x, weight, strides, paddings, dilations)
+    if min(size) < 1:
+        raise ValueError(
+            f"x: shape is {shape_of(x)}, too small for weight {shape_of(weight)} with stride {strides}, padding "
+            f"{paddings} and dilation {dilations}: the output would be {size[0]} x {size[1]}"
+        )
+    if residual is not None:
+        check_floating("residual", residual)
+        wanted = (x.shape[0], weight.shape[0], *size)
+        if shape_of(residual) != tuple(wanted):
+            raise ValueError(f"residual: shape is {shape_of(residual)}, should be {tuple(wanted)}, that of the output")
+        if residual.device != x.device:
+            raise ValueError(f"residual: device is {residual.device}, should be {x.device}, that of x")
+    return strides, paddings, dilations
+
+
+def check_upsample_arguments(logits: Tensor, size: Size) -> tuple[int, int]:
+    """Raise TypeError or ValueError for what `upsample_*` cannot take; returns (height, width)."""
+    _check_maps("logits", logits)
+    height, width = pair("size", size, least=1)
+    return height, width
+
+
+def output_size(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    height, width = (
+        (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
+        for a in range(2)
+    )
+    return height, width
+
+
+def pair(name: str, value: Pair, least: int) -> list[int]:
+    """[vertical, horizontal] of one number for both, or of two."""
+    values = [value] * 2 if isinstance(value, int) or not isinstance(value, Sequence) else list(value)
+    if len(values) == 1:
+        values = values * 2
+    if len(values) != 2:
+        raise ValueError(f"{name}: is {value}, should be one integer or two")
+    for entry in values:
+        _check_integer(name, entry, least)
+    return values
+
+
+def _paddings(padding: Pair | str, weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    if not isinstance(padding, str):
+        return pair("padding", padding, least=0)
+    if padding == "valid":
+        return [0, 0]
+    if padding != "same":
+        raise ValueError(f"padding: is {padding!r}, should be integers, 'same' or 'valid'")
+    if max(strides) > 1:
+        raise ValueError(f"padding: 'same' needs stride 1, stride is {strides}")
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f"padding: 'same' needs odd kernel height and width, weight is {shape_of(weight)}")
+    return [dilations[a] * (weight.shape[2 + a] // 2) for a in range(2)]
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not (isinstance(value, int | torch.SymInt) or hasattr(value, "__index__")):
+        raise TypeError(f"{name}: is {value!r}, should be an integer")
+    if value < least:  # type: ignore[operator]
+        raise ValueError(f"{name}: is {value}, should be at least {least}")
+
+
+def _check_maps(name: str, maps: Tensor) -> None:
+    check_floating(name, maps)
+    if maps.ndim != 4 or 0 in maps.shape[1:]:
+        raise ValueError(f"{name}: shape is {shape_of(maps)}, should be (N, C, H, W) with C, H and W at least 1")
+
+
+def _check_weight(name: str, weight: Tensor, x: Tensor) -> None:
+    check_floating(name, weight)
+    if weight.ndim != 4 or weight.shape[1] != x.shape[1] or 0 in weight.shape:
+        raise ValueError(
+            f"{name}: shape is {shape_of(weight)}, should be (K, {x.shape[1]}, kh, kw) to go with x {shape_of(x)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"{name}: device is {weight.device}, should be {x.device}, that of x")
+    # Under autocast x comes in 16 bits and parameters stay in float32.
+    if weight.dtype != x.dtype and not (weight.dtype == torch.float32 and x.dtype.itemsize == 2):
+        raise TypeError(f"{name}: dtype is {weight.dtype}, should be {x.dtype}, that of x")
+
+
+def _check_vector(name: str, vector: Tensor | None, weight: Tensor, x: Tensor) -> None:
+    if vector is None:
+        return
+    check_floating(name, vector)
+    if shape_of(vector) != (weight.shape[0],):
+        raise ValueError(f"{name}: shape is {shape_of(vector)}, should be ({weight.shape[0]},)")
+    if vector.device != x.device:
+        raise ValueError(f"{name}: device is {vector.device}, should be {x.device}, that of x")

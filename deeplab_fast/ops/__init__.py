@@ -1,0 +1,19 @@
+"""The ops: functions that users call, over `torch.library` custom ops (see `deeplab_fast.ops._registry`)."""
+
+from deeplab_fast import _native
+from deeplab_fast.ops.aspp_sum import aspp_sum
+from deeplab_fast.ops.atrous_conv2d import atrous_conv2d
+from deeplab_fast.ops.crf import KERNEL_DIMENSIONS, dense_crf, permutohedral_filter
+from deeplab_fast.ops.upsample import upsample_argmax, upsample_softmax
+
+__all__ = [
+    "KERNEL_DIMENSIONS",
+    "aspp_sum",
+    "atrous_conv2d",
+    "dense_crf",
+    "permutohedral_filter",
+    "upsample_argmax",
+    "upsample_softmax",
+]
+
+_native.load()

@@ -1,0 +1,77 @@
+"""How ops are defined as `torch.library` custom ops, and chosen between compiled kernels and the reference.
+
+The body of every op is its function in `deeplab_fast.reference`. An op of the dense CRF gets a kernel for the same
+schema from the compiled library, which the dispatcher prefers where it is loaded; its twin `X_reference` has the
+reference as its only kernel, and takes what compiled kernels do not (float64, very many feature dimensions), hidden
+from `torch.compile` too. The convolution ops have a Python function as their kernel for each kind of device, which
+chooses between paths (`deeplab_fast.ops.paths`).
+
+Called as `torch.ops.deeplab_fast.X`, an op takes lists of tensors only, and checks less; the output of the dense CRF's
+is contiguous. The functions in `deeplab_fast` give the output the input's memory format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deeplab_fast import _native
+
+OPS: dict[str, Callable[..., Tensor]] = {}
+
+
+def kernels_wanted() -> bool:
+    """Whether kernels are used at all; tests that want the reference throughout replace this."""
+    return True
+
+
+def kernels_loaded() -> bool:
+    """Whether the compiled CPU kernels are there, and wanted."""
+    return kernels_wanted() and _native.load()
+
+
+def define(name: str, body: Callable[..., Tensor], setup_context: Callable, backward: Callable) -> None:
+    """Define the ops `name` and `name`_reference, with an output that has the shape and dtype of the first input."""
+    for op_name in (name, f"{name}_reference"):
+        op = torch.library.custom_op(f"deeplab_fast::{op_name}", body, mutates_args=())
+        op.register_fake(lambda like, *_, **__: like.new_empty(like.shape))
+        op.register_autograd(backward, setup_context=setup_context)
+        OPS[op_name] = op
+
+
+def choose(name: str, kernel_takes: bool) -> Callable[..., Tensor]:
+    """The op itself, or its twin with the reference as its only kernel."""
+    return OPS[name if kernel_takes and kernels_wanted() else f"{name}_reference"]
+
+
+def in_format_of(like: Tensor, out: Tensor) -> Tensor:
+    """`out` in the memory format of `like`, which has its shape."""
+    return out if like.is_contiguous() else torch.empty_like(like).copy_(out)
+
+
+def define_convolution(
+    name: str, body: Callable, cpu: Callable, cuda: Callable, fake: Callable
+) -> torch.library.CustomOpDef:
+    """Define the op `name` with a Python function for each kind of device, `body` being the one for all others."""
+    op = torch.library.custom_op(f"deeplab_fast::{name}", body, mutates_args=())
+    op.register_kernel("cpu", cpu)
+    op.register_kernel("cuda", cuda)
+    op.register_fake(fake)
+    OPS[name] = op
+    return op
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """The format that an output gets which follows `x`: channels_last if `x` is that only, else contiguous."""
+    last = torch.channels_last
+    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
+
+
+def autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype that autocast, where it is on, runs convolutions in."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x

@@ -1,0 +1,98 @@
+"""`aspp_sum`: the function that users call, its custom ops and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deeplab_fast import reference
+from deeplab_fast._conv_arguments import check_aspp_arguments
+from deeplab_fast.ops import _registry
+from deeplab_fast.reference import convolution
+
+
+def aspp_sum(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, rates: Sequence[int] = (6, 12, 18, 24)
+) -> Tensor:
+    """Atrous spatial pyramid pooling, summed: over branches b, conv2d(x, weights[b], dilation=rates[b]), + bias.
+
+    Padding is "same". DeepLab-v2's classifier: Chen et al., "DeepLab", TPAMI 2018, figure 7. Differentiable with
+    respect to x, weights and bias. Under autocast, x is taken in the dtype of autocast and weights as they are.
+
+    Args:
+        x: (N, C, H, W), floating.
+        weights: one (K, C, kh, kw) a branch, kh and kw odd; dtype of x, or float32 with x in 16 bits.
+        bias: (K,), the sum of the branches' biases.
+        rates: the dilation of each branch, 1 or more.
+
+    Returns:
+        (N, K, H, W), dtype of x; channels_last if x is. Sums are in float32 for 16-bit x.
+
+    Raises:
+        TypeError: for a tensor that is not floating, or dtypes that do not go together.
+        ValueError: for shapes, devices or rates that do not fit.
+    """
+    check_aspp_arguments(x, weights, bias, rates)
+    return _registry.OPS["aspp_sum"](_registry.autocast(x), list(weights), bias, list(rates))
+
+
+# --- Ops -----------------------------------------------------------------------------------------------------------
+
+
+def _forward(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+    return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=_registry.format_of(x))
+
+
+def _backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
+    out = convolution.aspp_sum_backward_x(grad, weights, rates)
+    return out.contiguous(memory_format=_registry.format_of(grad))
+
+
+def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
+    return [gradient.contiguous() for gradient in convolution.aspp_sum_backward_weights(grad, x, weights, rates)]
+
+
+def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+    size = (x.shape[0], weights[0].shape[0], *x.shape[2:])
+    return x.new_empty(size).contiguous(memory_format=_registry.format_of(x))
+
+
+def _backward_x_fake(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
+    size = (grad.shape[0], weights[0].shape[1], *grad.shape[2:])
+    return grad.new_empty(size).contiguous(memory_format=_registry.format_of(grad))
+
+
+def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
+    return [weight.new_empty(weight.shape) for weight in weights]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weights, bias, ctx.rates = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, *weights)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
+    x, *weights = ctx.saved_tensors
+    need_x, need_weights, need_bias, _ = ctx.needs_input_grad
+    to_x = _registry.OPS["aspp_sum_backward_x"](grad, weights, ctx.rates) if need_x else None
+    to_weights = [None] * len(weights)
+    if any(need_weights):
+        to_weights = _registry.OPS["aspp_sum_backward_weights"](grad, x, weights, ctx.rates)
+    to_bias = grad.sum((0, 2, 3), dtype=_sum_dtype(grad)).to(ctx.bias_dtype) if need_bias else None
+    return to_x, to_weights, to_bias, None
+
+
+def _sum_dtype(grad: Tensor) -> torch.dtype:
+    return torch.promote_types(grad.dtype, torch.float32)
+
+
+_registry.define_convolution("aspp_sum_backward_x", _backward_x, _backward_x, _backward_x, _backward_x_fake)
+_registry.define_convolution(
+    "aspp_sum_backward_weights", _backward_weights, _backward_weights, _backward_weights, _backward_weights_fake
+)
+_registry.define_convolution("aspp_sum", _forward, _forward, _forward, _forward_fake).register_autograd(
+    _backward, setup_context=_setup_context
+)

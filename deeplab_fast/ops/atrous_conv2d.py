@@ -1,0 +1,177 @@
+"""`atrous_conv2d`: the function that users call, its custom ops and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deeplab_fast import reference
+from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
+from deeplab_fast.ops import _registry
+
+
+def atrous_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(scale · conv2d(x, weight) + bias + residual): convolution, frozen batch norm, residual, ReLU in one pass.
+
+    Atrous convolution: Chen et al., "DeepLab", TPAMI 2018, equation 2. Arguments otherwise as in
+    `torch.nn.functional.conv2d`, with groups=1. Differentiable with respect to x, weight, bias, scale and residual.
+    Under autocast, x and residual are taken in the dtype of autocast and parameters as they are.
+
+    Args:
+        x: (N, C, H, W), floating.
+        weight: (K, C, kh, kw); dtype of x, or float32 with x in 16 bits.
+        bias, scale: (K,), one number an output channel.
+        stride, padding, dilation: one integer, or vertical and horizontal; padding may be "same" or "valid".
+        residual: (N, K, H', W'), added before the ReLU.
+        relu: whether negative results become 0.
+
+    Returns:
+        (N, K, H', W'), dtype of x; channels_last if x is. Sums are in float32 for 16-bit x.
+
+    Raises:
+        TypeError: for a tensor that is not floating, or dtypes that do not go together.
+        ValueError: for shapes, devices or numbers that do not fit.
+    """
+    stride, padding, dilation = check_atrous_arguments(x, weight, bias, stride, padding, dilation, scale, residual)
+    x = _registry.autocast(x)
+    if residual is not None:
+        residual = residual.to(x.dtype)
+    op = _registry.OPS["atrous_conv2d"]
+    return op(x, weight, bias, scale, residual, stride, padding, dilation, relu)
+
+
+# --- Ops -----------------------------------------------------------------------------------------------------------
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    out = reference.atrous_conv2d(x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu)
+    return out.contiguous(memory_format=_registry.format_of(x))
+
+
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
+    return x.new_empty(size).contiguous(memory_format=_registry.format_of(x))
+
+
+def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
+    masked = torch.where(out > 0, grad, 0).contiguous(memory_format=_registry.format_of(out))
+    return masked, masked.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+
+
+def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    sums = grad.new_empty(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+    return grad.new_empty(grad.shape).contiguous(memory_format=_registry.format_of(out)), sums
+
+
+def _backward_conv(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> list[Tensor]:
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
+    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(dtype), x.to(dtype), scaled, None, stride, padding, dilation, False, [0, 0], 1,
+        [need_x, need_weight, False],
+    )  # fmt: skip
+    result = [to_x.to(x.dtype).contiguous(memory_format=_registry.format_of(x))] if need_x else []
+    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+
+
+def _backward_conv_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> list[Tensor]:
+    result = [x.new_empty(x.shape).contiguous(memory_format=_registry.format_of(x))] if need_x else []
+    return [*result, weight.new_empty(weight.shape)] if need_weight else result
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.relu = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, scale, output if ctx.relu else None)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, scale, out = ctx.saved_tensors
+    need_x, need_weight, need_bias, need_scale, need_residual, *_ = ctx.needs_input_grad
+    sums = None
+    if ctx.relu:
+        grad, sums = _registry.OPS["atrous_conv2d_backward_relu"](grad, out)
+    elif need_bias:
+        sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+    gradients = _registry.OPS["atrous_conv2d_backward"](
+        grad, x, weight, scale, ctx.stride, ctx.padding, ctx.dilation, need_x, need_weight or need_scale
+    )
+    to_x = gradients[0] if need_x else None
+    to_weight = to_scale = None
+    if need_weight or need_scale:
+        # d/dscale of scale · conv2d(x, w), summed over pixels against grad, is <w, d/dw of conv2d(x, w) against grad>:
+        # the convolution need not be kept.
+        unscaled = gradients[-1]
+        if need_scale:
+            to_scale = (unscaled * weight).sum((1, 2, 3)).to(scale.dtype)
+        if need_weight:
+            to_weight = unscaled if scale is None else unscaled * scale.to(unscaled.dtype)[:, None, None, None]
+    to_bias = sums.to(ctx.bias_dtype) if need_bias else None
+    to_residual = grad if need_residual else None
+    return to_x, to_weight, to_bias, to_scale, to_residual, None, None, None, None
+
+
+_registry.define_convolution(
+    "atrous_conv2d_backward_relu", _relu_backward, _relu_backward, _relu_backward, _relu_backward_fake
+)
+_registry.define_convolution(
+    "atrous_conv2d_backward", _backward_conv, _backward_conv, _backward_conv, _backward_conv_fake
+)
+_registry.define_convolution("atrous_conv2d", _forward, _forward, _forward, _forward_fake).register_autograd(
+    _backward, setup_context=_setup_context
+)

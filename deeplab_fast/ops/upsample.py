@@ -1,0 +1,105 @@
+"""`upsample_argmax` and `upsample_softmax`: the functions that users call, and their custom ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deeplab_fast import reference
+from deeplab_fast._conv_arguments import Size, check_upsample_arguments
+from deeplab_fast.ops import _registry
+
+
+def upsample_argmax(logits: Tensor, size: Size) -> Tensor:
+    """The class with the largest score after bilinear upsampling (align_corners=False), without a map of scores.
+
+    Args:
+        logits: (N, K, h, w), floating.
+        size: height and width of the result, or one integer for both.
+
+    Returns:
+        (N, H, W), int64. Scores are interpolated in float32 for 16-bit logits. Among equal scores the first class wins.
+
+    Raises:
+        TypeError: for logits that are not floating.
+        ValueError: for a shape or size that does not fit.
+    """
+    height, width = check_upsample_arguments(logits, size)
+    return _registry.OPS["upsample_argmax"](logits, height, width)
+
+
+def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
+    """Softmax over classes after bilinear upsampling (align_corners=False); nothing of its size is held beside it.
+
+    Differentiable.
+
+    Args:
+        logits: (N, K, h, w), floating.
+        size: height and width of the result, or one integer for both.
+
+    Returns:
+        (N, K, H, W), dtype of logits; channels_last if logits are. Computed in float32 for 16-bit logits.
+
+    Raises:
+        TypeError: for logits that are not floating.
+        ValueError: for a shape or size that does not fit.
+    """
+    height, width = check_upsample_arguments(logits, size)
+    return _registry.OPS["upsample_softmax"](logits, height, width)
+
+
+# --- Ops -----------------------------------------------------------------------------------------------------------
+
+
+def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
+    return reference.upsample_argmax(logits, (height, width))
+
+
+def _argmax_fake(logits: Tensor, height: int, width: int) -> Tensor:
+    return logits.new_empty(logits.shape[0], height, width, dtype=torch.int64)
+
+
+def _softmax(logits: Tensor, height: int, width: int) -> Tensor:
+    out = reference.upsample_softmax(logits, (height, width))
+    return out.contiguous(memory_format=_registry.format_of(logits))
+
+
+def _softmax_fake(logits: Tensor, height: int, width: int) -> Tensor:
+    out = logits.new_empty(*logits.shape[:2], height, width)
+    return out.contiguous(memory_format=_registry.format_of(logits))
+
+
+def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
+    """Gradient to logits of size height x width, from the one to the result `out`."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    size = [*out.shape[:2], height, width]
+    if out.shape[0] == 0:
+        return out.new_empty(size)
+    to_scores = torch.ops.aten._softmax_backward_data(grad.to(dtype), out.to(dtype), 1, dtype)
+    to_logits = torch.ops.aten.upsample_bilinear2d_backward(to_scores, list(out.shape[2:]), size, False)
+    return to_logits.to(out.dtype).contiguous(memory_format=_registry.format_of(out))
+
+
+def _softmax_backward_fake(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
+    to_logits = out.new_empty(*out.shape[:2], height, width)
+    return to_logits.contiguous(memory_format=_registry.format_of(out))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    logits, _, _ = inputs
+    ctx.size = logits.shape[2:]
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    (out,) = ctx.saved_tensors
+    return _registry.OPS["upsample_softmax_backward"](grad, out, *ctx.size), None, None
+
+
+_registry.define_convolution("upsample_argmax", _argmax, _argmax, _argmax, _argmax_fake)
+_registry.define_convolution(
+    "upsample_softmax_backward", _softmax_backward, _softmax_backward, _softmax_backward, _softmax_backward_fake
+)
+_registry.define_convolution("upsample_softmax", _softmax, _softmax, _softmax, _softmax_fake).register_autograd(
+    _backward, setup_context=_setup_context
+)

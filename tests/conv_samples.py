@@ -1,0 +1,261 @@
+"""Sample inputs of the convolution and upsampling ops, and what "accurate" means for them; as in samples.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from samples import BFLOAT, HALF, LAYOUTS, random
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate
+
+ASPP_RATES = (6, 12, 18, 24)
+
+
+def by_name(sample: AsppSample | AtrousSample | UpsampleSample) -> str:
+    return sample.name
+
+
+def centred(seed: int, *shape: int) -> Tensor:
+    """Uniform in -1..1, float32."""
+    return 2 * random(seed, *shape) - 1
+
+
+@dataclass(frozen=True)
+class AsppSample:
+    """One input of `aspp_sum`."""
+
+    name: str
+    batch: int = 2
+    channels: int = 16
+    classes: int = 5
+    size: tuple[int, int] = (13, 11)
+    rates: tuple[int, ...] = (1, 2, 4, 6)
+    kernel: tuple[int, int] = (3, 3)
+    bias: bool = True
+    dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype | None = None  # that of x
+    layout: str = "contiguous"
+
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, list[Tensor], Tensor | None, list[int]]:
+        x = LAYOUTS[self.layout](centred(1, self.batch, self.channels, *self.size).to(device, self.dtype))
+        weight_dtype = self.weight_dtype or self.dtype
+        weights = [
+            centred(10 + b, self.classes, self.channels, *self.kernel).to(device, weight_dtype)
+            for b in range(len(self.rates))
+        ]
+        bias = centred(2, self.classes).to(device, weight_dtype) if self.bias else None
+        return x, weights, bias, list(self.rates)
+
+
+ASPP_SAMPLES = [
+    AsppSample("plain"),
+    AsppSample("deeplab", channels=64, size=(41, 41), classes=21, rates=ASPP_RATES, batch=1),
+    AsppSample("deeplab_wide", channels=40, size=(33, 65), classes=21, rates=ASPP_RATES),
+    AsppSample("map_smaller_than_rates", size=(5, 3), rates=ASPP_RATES),
+    AsppSample("one_pixel", size=(1, 1), rates=ASPP_RATES),
+    AsppSample("one_row", size=(1, 30), rates=ASPP_RATES),
+    AsppSample("one_column", size=(30, 1), rates=ASPP_RATES),
+    AsppSample("huge_rate", rates=(1, 10**6)),
+    *(AsppSample(f"classes_{classes}", classes=classes) for classes in (1, 2, 8, 21, 24, 33, 182)),
+    *(AsppSample(f"channels_{channels}", channels=channels) for channels in (1, 3, 7, 9, 130, 300)),
+    AsppSample("empty_batch", batch=0),
+    AsppSample("batch_10", batch=10),
+    *(AsppSample(f"branches_{len(rates)}", rates=rates) for rates in ((3,), (2, 4), (1, 3, 5), (1, 2, 3, 4, 5))),
+    AsppSample("equal_rates", rates=(2, 2)),
+    AsppSample("no_bias", bias=False),
+    AsppSample("kernel_1x1", kernel=(1, 1)),
+    AsppSample("kernel_5x3", kernel=(5, 3)),
+    *(AsppSample(layout, layout=layout) for layout in LAYOUTS if layout != "contiguous"),
+    *(
+        AsppSample(f"{name}_{layout}", dtype=dtype, layout=layout, channels=70)
+        for name, dtype in (("bfloat16", BFLOAT), ("float16", HALF))
+        for layout in ("contiguous", "channels_last")
+    ),
+    AsppSample("bfloat16_deeplab", dtype=BFLOAT, channels=64, size=(41, 41), classes=21, rates=ASPP_RATES, batch=1),
+    AsppSample("bfloat16_float32_weights", dtype=BFLOAT, weight_dtype=torch.float32),
+    AsppSample("float64", dtype=torch.float64),
+    AsppSample("float64_channels_last", dtype=torch.float64, layout="channels_last"),
+]
+
+
+@dataclass(frozen=True)
+class AtrousSample:
+    """One input of `atrous_conv2d`."""
+
+    name: str
+    batch: int = 2
+    channels: int = 16
+    out_channels: int = 24
+    size: tuple[int, int] = (13, 11)
+    kernel: tuple[int, int] = (3, 3)
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] | str = 2
+    dilation: int | tuple[int, int] = 2
+    bias: bool = True
+    scale: bool = True
+    residual: bool = True
+    relu: bool = True
+    dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype | None = None  # that of x
+    layout: str = "contiguous"
+
+    def inputs(self, device: str = "cpu") -> tuple[tuple, dict]:
+        """Positional and keyword arguments."""
+        layout = LAYOUTS[self.layout]
+        x = layout(centred(1, self.batch, self.channels, *self.size).to(device, self.dtype))
+        weight_dtype = self.weight_dtype or self.dtype
+        weight = centred(3, self.out_channels, self.channels, *self.kernel).to(device, weight_dtype)
+        bias = centred(4, self.out_channels).to(device, weight_dtype) if self.bias else None
+        scale = centred(5, self.out_channels).to(device, weight_dtype) if self.scale else None
+        residual = None
+        if self.residual:
+            shape = conv2d(x.float()[:1], weight.float(), None, self.stride, self.padding, self.dilation).shape[1:]
+            residual = layout(centred(6, self.batch, *shape).to(device, self.dtype))
+        arguments = (x, weight, bias, self.stride, self.padding, self.dilation)
+        return arguments, {"scale": scale, "residual": residual, "relu": self.relu}
+
+
+_BARE = {"bias": False, "scale": False, "residual": False, "relu": False}
+
+ATROUS_SAMPLES = [
+    AtrousSample("plain"),
+    AtrousSample("bare", **_BARE),
+    *(AtrousSample(f"only_{part}", **{**_BARE, part: True}) for part in _BARE),
+    *(AtrousSample(f"without_{part}", **{part: False}) for part in _BARE),
+    AtrousSample("kernel_1x1", kernel=(1, 1), padding=0, dilation=1),
+    AtrousSample("kernel_1x1_stride_2", kernel=(1, 1), padding=0, dilation=1, stride=2),
+    AtrousSample("kernel_1x1_padded", kernel=(1, 1), padding=1, dilation=1, batch=1),
+    AtrousSample("kernel_3x3", padding=1, dilation=1),
+    AtrousSample("kernel_3x3_stride_2", padding=1, dilation=1, stride=2),
+    AtrousSample("stem", kernel=(7, 7), stride=2, padding=3, dilation=1, channels=3, size=(33, 32)),
+    AtrousSample("kernel_2x4", kernel=(2, 4), padding=(1, 2), dilation=1),
+    AtrousSample("uneven", stride=(1, 2), padding=(3, 1), dilation=(2, 1)),
+    AtrousSample("same", padding="same"),
+    AtrousSample("valid", padding="valid"),
+    AtrousSample("rate_4", padding=4, dilation=4, size=(17, 17), channels=32),
+    AtrousSample("rate_beyond_map", padding=12, dilation=12, size=(9, 7)),
+    AtrousSample("one_pixel", size=(1, 1)),
+    AtrousSample("empty_batch", batch=0),
+    AtrousSample("batch_10", batch=10),
+    *(AtrousSample(f"channels_{c}", channels=c) for c in (1, 3, 9, 130)),
+    *(AtrousSample(f"out_channels_{k}", out_channels=k) for k in (1, 2, 21, 130)),
+    *(AtrousSample(layout, layout=layout) for layout in LAYOUTS if layout != "contiguous"),
+    *(
+        AtrousSample(f"{name}_{layout}", dtype=dtype, layout=layout)
+        for name, dtype in (("bfloat16", BFLOAT), ("float16", HALF))
+        for layout in ("contiguous", "channels_last")
+    ),
+    AtrousSample("bfloat16_bare", dtype=BFLOAT, **_BARE),
+    AtrousSample("bfloat16_float32_weight", dtype=BFLOAT, weight_dtype=torch.float32, layout="channels_last"),
+    AtrousSample("float64", dtype=torch.float64),
+    AtrousSample("float64_channels_last", dtype=torch.float64, layout="channels_last"),
+]
+
+
+@dataclass(frozen=True)
+class UpsampleSample:
+    """One input of `upsample_argmax` and `upsample_softmax`."""
+
+    name: str
+    batch: int = 2
+    classes: int = 5
+    size: tuple[int, int] = (7, 6)
+    to: int | tuple[int, int] = (29, 23)
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, int | tuple[int, int]]:
+        logits = 8 * centred(7, self.batch, self.classes, *self.size)
+        return LAYOUTS[self.layout](logits.to(device, self.dtype)), self.to
+
+
+UPSAMPLE_SAMPLES = [
+    UpsampleSample("plain"),
+    UpsampleSample("one_number", to=20),
+    UpsampleSample("same_size", to=(7, 6)),
+    UpsampleSample("smaller", to=(3, 4)),
+    UpsampleSample("taller_narrower", to=(30, 2)),
+    UpsampleSample("one_pixel", size=(1, 1)),
+    UpsampleSample("to_one_pixel", to=1),
+    UpsampleSample("by_eight", size=(9, 9), to=(65, 65), batch=1),
+    UpsampleSample("photo", size=(41, 41), to=(321, 321), batch=1, classes=21),
+    UpsampleSample("row", size=(1, 9), to=(1, 70)),
+    UpsampleSample("column", size=(9, 1), to=(70, 1)),
+    UpsampleSample("empty_batch", batch=0),
+    *(UpsampleSample(f"classes_{classes}", classes=classes) for classes in (1, 2, 8, 21, 91, 182)),
+    *(UpsampleSample(layout, layout=layout) for layout in LAYOUTS if layout != "contiguous"),
+    *(
+        UpsampleSample(f"{name}_{layout}", dtype=dtype, layout=layout)
+        for name, dtype in (("bfloat16", BFLOAT), ("float16", HALF))
+        for layout in ("contiguous", "channels_last")
+    ),
+    UpsampleSample("float64", dtype=torch.float64),
+]
+
+
+# --- Accuracy ------------------------------------------------------------------------------------------------------
+#
+# A result may be off the exact one (float64) by at most twice what stock PyTorch is off in the same dtype, and a few
+# roundings of the largest sum of absolute values that enter an element.
+
+ROUNDINGS = 4
+
+
+def assert_accurate(
+    result: Tensor, stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], what: str = "", floor: float = 0.0
+) -> None:
+    """`result` is `stock(*inputs)` to the accuracy of its dtype; `floor` is the size of a rounding, relative to which
+    a few are allowed; by default eps times the largest result.
+    """
+    exact = stock(*[None if t is None else t.double() for t in inputs])
+    assert result.shape == exact.shape, what
+    if result.numel() == 0:
+        return
+    lowest = min((t.dtype for t in inputs if t is not None), key=lambda dtype: -torch.finfo(dtype).eps)
+    own = stock(*[None if t is None else t.to(lowest) for t in inputs])
+    own_error = (own.double() - exact).abs().max().item()
+    error = (result.double() - exact).abs().max().item()
+    allowed = 2 * own_error + ROUNDINGS * max(floor, torch.finfo(result.dtype).eps * exact.abs().max().item())
+    assert error <= allowed, f"{what}: error {error:.2e}; stock PyTorch's {own_error:.2e}, allowed {allowed:.2e}"
+
+
+def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
+    """`aspp_sum` as people write it, of (x, bias, *weights)."""
+
+    def run(x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_empty(0, weights[0].shape[0], *x.shape[2:])
+        total = sum(
+            conv2d(x, w, padding=(rate * (w.shape[2] // 2), rate * (w.shape[3] // 2)), dilation=rate)
+            for w, rate in zip(weights, rates, strict=True)
+        )
+        return total if bias is None else total + bias[:, None, None]
+
+    return run
+
+
+def stock_atrous(stride, padding, dilation, relu: bool) -> Callable[..., Tensor]:
+    """`atrous_conv2d` as people write it, of (x, weight, bias, scale, residual)."""
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None) -> Tensor:
+        out = conv2d(x, weight, None, stride, padding, dilation)
+        out = out if scale is None else out * scale[:, None, None]
+        out = out if bias is None else out + bias[:, None, None]
+        out = out if residual is None else out + residual
+        return out.relu() if relu else out
+
+    return run
+
+
+def stock_upsample(size: int | tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """The scores at full size, as people write it."""
+
+    def run(logits: Tensor) -> Tensor:
+        height, width = (size, size) if isinstance(size, int) else size
+        if logits.shape[0] == 0:
+            return logits.new_empty(0, logits.shape[1], height, width)
+        return interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+
+    return run
