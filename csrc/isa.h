@@ -1,10 +1,11 @@
-// The wide inner loops, compiled once per instruction set from the same sources (geometry_isa.cpp, rows_isa.cpp,
-// mean_field_isa.cpp) and chosen at run time. Everything behind this table works on one range of one task; the callers
-// cut the ranges and own the memory.
+// The wide inner loops, compiled once per instruction set from the same sources (geometry_isa.cpp, panel_isa.cpp,
+// rows_isa.cpp, mean_field_isa.cpp) and chosen at run time. Everything behind this table works on one range of one
+// task; the callers cut the ranges and own the memory.
 #pragma once
 
 #include <cstdint>
 
+#include "panel.h"
 #include "visit_order.h"
 
 namespace deeplab_fast {
@@ -95,6 +96,10 @@ struct Isa {
   int (*pixel_pass_scratch)(int lanes);
   void (*pixel_pass)(const PixelPass& pass);
   void (*binary_pass)(const BinaryPass& pass);
+  const PanelShape* panel_shape;
+  void (*panel_product)(const PanelProduct& product);
+  void (*dot_product)(const DotProduct& product);
+  void (*add_lanes)(const float* sums, int64_t count, float* out);
 };
 
 // The best table this processor runs, or the one the environment variable DEEPLAB_FAST_ISA names

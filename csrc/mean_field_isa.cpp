@@ -278,6 +278,10 @@ void slice(const Taps&, PointTile, int, const float*, float*);
 void blur(const int32_t*, int64_t, int, int64_t, float*);
 void blur_row(const BlurRow&);
 void fold(const int32_t*, int64_t, int64_t, int64_t, int, float*);
+void panel_product(const PanelProduct&);
+void dot_product(const DotProduct&);
+void add_lanes(const float*, int64_t, float*);
+extern const PanelShape panel_shape;
 
 #define DEEPLAB_FAST_STRING_OF(name) #name
 #define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
@@ -292,7 +296,11 @@ const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME),
                 fold,
                 pixel_pass_scratch,
                 pixel_pass,
-                binary_pass};
+                binary_pass,
+                &panel_shape,
+                panel_product,
+                dot_product,
+                add_lanes};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -37,7 +37,7 @@ DEEPLAB_FAST_INLINE void store(float* to, typename Vec<W>::type value) {
 }
 template <int W>
 DEEPLAB_FAST_INLINE typename Vec<W>::type broadcast(float value) {
-  return typename Vec<W>::type{} + value;
+  return value - typename Vec<W>::type{};  // not 0 + value: -0 must stay, so that would be an addition
 }
 
 struct Add {

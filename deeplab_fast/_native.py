@@ -40,6 +40,11 @@ def load() -> bool:
     return _load_once()["cpu"] == "loaded"
 
 
+def cuda_loaded() -> bool:
+    """True if the CUDA kernels are there, too."""
+    return _load_once()["cuda"] == "loaded"
+
+
 def status() -> dict[str, str]:
     """What is built and what is used: keys "numpy", "cpu", "cuda"; values in words. Works without torch."""
     try:

@@ -216,6 +216,13 @@ def _matches(result: Tensor, like: Tensor) -> None:
     assert strides[0] == strides[1] or result.numel() == 0
 
 
+def assert_strides_like(maps: Tensor, like: Tensor) -> None:
+    """`maps` are channels_last if `like` is that only, else contiguous."""
+    last = torch.channels_last
+    wanted = last if like.is_contiguous(memory_format=last) and not like.is_contiguous() else torch.contiguous_format
+    assert maps.is_contiguous(memory_format=wanted)
+
+
 def assert_filter_accurate(result: Tensor, values: Tensor, features: Tensor) -> None:
     """`result` is `permutohedral_filter(values, features)`, to the accuracy of its dtype."""
     _matches(result, values)

@@ -75,3 +75,8 @@ def autocast(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x
+
+
+def is_inference(*tensors: Tensor | None) -> bool:
+    """Whether nothing is recorded for a backward pass, so that weights probably stay what they are."""
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))

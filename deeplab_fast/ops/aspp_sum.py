@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._conv_arguments import check_aspp_arguments
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import _registry, cpu
 from deeplab_fast.reference import convolution
 
 
@@ -35,7 +35,8 @@ def aspp_sum(
         ValueError: for shapes, devices or rates that do not fit.
     """
     check_aspp_arguments(x, weights, bias, rates)
-    return _registry.OPS["aspp_sum"](_registry.autocast(x), list(weights), bias, list(rates))
+    name = "aspp_sum_inference" if _registry.is_inference(x, bias, *weights) else "aspp_sum"
+    return _registry.OPS[name](_registry.autocast(x), list(weights), bias, list(rates))
 
 
 # --- Ops -----------------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
     x, *weights = ctx.saved_tensors
-    need_x, need_weights, need_bias, _ = ctx.needs_input_grad
+    need_x, need_weights, need_bias, *_ = ctx.needs_input_grad
     to_x = _registry.OPS["aspp_sum_backward_x"](grad, weights, ctx.rates) if need_x else None
     to_weights = [None] * len(weights)
     if any(need_weights):
@@ -89,10 +90,15 @@ def _sum_dtype(grad: Tensor) -> torch.dtype:
     return torch.promote_types(grad.dtype, torch.float32)
 
 
-_registry.define_convolution("aspp_sum_backward_x", _backward_x, _backward_x, _backward_x, _backward_x_fake)
+_registry.define_convolution("aspp_sum_backward_x", _backward_x, cpu.aspp_sum_backward_x, _backward_x, _backward_x_fake)
 _registry.define_convolution(
-    "aspp_sum_backward_weights", _backward_weights, _backward_weights, _backward_weights, _backward_weights_fake
+    "aspp_sum_backward_weights",
+    _backward_weights,
+    cpu.aspp_sum_backward_weights,
+    _backward_weights,
+    _backward_weights_fake,
 )
-_registry.define_convolution("aspp_sum", _forward, _forward, _forward, _forward_fake).register_autograd(
+_registry.define_convolution("aspp_sum_inference", _forward, cpu.aspp_sum_inference, _forward, _forward_fake)
+_registry.define_convolution("aspp_sum", _forward, cpu.aspp_sum, _forward, _forward_fake).register_autograd(
     _backward, setup_context=_setup_context
 )

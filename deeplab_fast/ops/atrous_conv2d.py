@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import _registry, cpu
 
 
 def atrous_conv2d(
@@ -49,7 +49,8 @@ def atrous_conv2d(
     x = _registry.autocast(x)
     if residual is not None:
         residual = residual.to(x.dtype)
-    op = _registry.OPS["atrous_conv2d"]
+    inference = _registry.is_inference(x, weight, bias, scale, residual)
+    op = _registry.OPS["atrous_conv2d_inference" if inference else "atrous_conv2d"]
     return op(x, weight, bias, scale, residual, stride, padding, dilation, relu)
 
 
@@ -167,11 +168,16 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _registry.define_convolution(
-    "atrous_conv2d_backward_relu", _relu_backward, _relu_backward, _relu_backward, _relu_backward_fake
+    "atrous_conv2d_backward_relu",
+    _relu_backward,
+    cpu.atrous_conv2d_backward_relu,
+    _relu_backward,
+    _relu_backward_fake,
 )
 _registry.define_convolution(
-    "atrous_conv2d_backward", _backward_conv, _backward_conv, _backward_conv, _backward_conv_fake
+    "atrous_conv2d_backward", _backward_conv, cpu.atrous_conv2d_backward, _backward_conv, _backward_conv_fake
 )
-_registry.define_convolution("atrous_conv2d", _forward, _forward, _forward, _forward_fake).register_autograd(
+_registry.define_convolution("atrous_conv2d_inference", _forward, cpu.atrous_conv2d_inference, _forward, _forward_fake)
+_registry.define_convolution("atrous_conv2d", _forward, cpu.atrous_conv2d, _forward, _forward_fake).register_autograd(
     _backward, setup_context=_setup_context
 )

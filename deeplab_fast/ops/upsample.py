@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeplab_fast import reference
+from deeplab_fast import _native, reference
 from deeplab_fast._conv_arguments import Size, check_upsample_arguments
 from deeplab_fast.ops import _registry
 
@@ -18,7 +18,9 @@ def upsample_argmax(logits: Tensor, size: Size) -> Tensor:
         size: height and width of the result, or one integer for both.
 
     Returns:
-        (N, H, W), int64. Scores are interpolated in float32 for 16-bit logits. Among equal scores the first class wins.
+        (N, H, W), int64. Scores are interpolated in float32 for 16-bit logits. As in `torch.argmax`, among equal scores
+        the first class wins, and NaN counts as larger than all; of scores that differ by rounding only, any may win.
+        Mixing makes NaN of infinities (0 · inf), as in `interpolate`: to rule a class out, use a large finite number.
 
     Raises:
         TypeError: for logits that are not floating.
@@ -38,7 +40,8 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
         size: height and width of the result, or one integer for both.
 
     Returns:
-        (N, K, H, W), dtype of logits; channels_last if logits are. Computed in float32 for 16-bit logits.
+        (N, K, H, W), dtype of logits; channels_last if logits are. Computed in float32 for 16-bit logits. A pixel with
+        a NaN or +inf score is NaN in all classes.
 
     Raises:
         TypeError: for logits that are not floating.
@@ -49,10 +52,27 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
 
 
 # --- Ops -----------------------------------------------------------------------------------------------------------
+#
+# The compiled kernels are internal ops, `upsample_X_into`, that fill a tensor given to them.
+
+
+def _kernel_takes(*maps: Tensor) -> bool:
+    """Whether there is a compiled kernel for these tensors: all on one kind of device and of one dtype."""
+    kind, dtype = maps[0].device.type, maps[0].dtype
+    loaded = _registry.kernels_loaded() and (kind == "cpu" or _native.cuda_loaded())
+    return loaded and dtype != torch.float64 and all(m.dtype == dtype and m.device.type == kind for m in maps)
 
 
 def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
     return reference.upsample_argmax(logits, (height, width))
+
+
+def _argmax_compiled(logits: Tensor, height: int, width: int) -> Tensor:
+    if not _kernel_takes(logits):
+        return _argmax(logits, height, width)
+    out = _argmax_fake(logits, height, width)
+    torch.ops.deeplab_fast.upsample_argmax_into(logits, out)
+    return out
 
 
 def _argmax_fake(logits: Tensor, height: int, width: int) -> Tensor:
@@ -64,9 +84,18 @@ def _softmax(logits: Tensor, height: int, width: int) -> Tensor:
     return out.contiguous(memory_format=_registry.format_of(logits))
 
 
-def _softmax_fake(logits: Tensor, height: int, width: int) -> Tensor:
-    out = logits.new_empty(*logits.shape[:2], height, width)
-    return out.contiguous(memory_format=_registry.format_of(logits))
+def _softmax_compiled(logits: Tensor, height: int, width: int) -> Tensor:
+    if not _kernel_takes(logits):
+        return _softmax(logits, height, width)
+    out = _empty_like_format(logits, height, width)
+    torch.ops.deeplab_fast.upsample_softmax_into(logits, out)
+    return out
+
+
+def _empty_like_format(like: Tensor, height: int, width: int) -> Tensor:
+    """Maps of a size, uninitialised, otherwise as `like`: batch, classes, dtype, memory format."""
+    size = (*like.shape[:2], height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_registry.format_of(like))
 
 
 def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
@@ -74,15 +103,18 @@ def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Ten
     dtype = torch.promote_types(grad.dtype, torch.float32)
     size = [*out.shape[:2], height, width]
     if out.shape[0] == 0:
-        return out.new_empty(size)
+        return _empty_like_format(out, height, width)
     to_scores = torch.ops.aten._softmax_backward_data(grad.to(dtype), out.to(dtype), 1, dtype)
     to_logits = torch.ops.aten.upsample_bilinear2d_backward(to_scores, list(out.shape[2:]), size, False)
     return to_logits.to(out.dtype).contiguous(memory_format=_registry.format_of(out))
 
 
-def _softmax_backward_fake(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
-    to_logits = out.new_empty(*out.shape[:2], height, width)
-    return to_logits.contiguous(memory_format=_registry.format_of(out))
+def _softmax_backward_compiled(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
+    if not _kernel_takes(grad, out):
+        return _softmax_backward(grad, out, height, width)
+    to_logits = _empty_like_format(out, height, width)
+    torch.ops.deeplab_fast.upsample_softmax_backward_into(grad, out, to_logits)
+    return to_logits
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -96,10 +128,14 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
     return _registry.OPS["upsample_softmax_backward"](grad, out, *ctx.size), None, None
 
 
-_registry.define_convolution("upsample_argmax", _argmax, _argmax, _argmax, _argmax_fake)
+_registry.define_convolution("upsample_argmax", _argmax, _argmax_compiled, _argmax_compiled, _argmax_fake)
 _registry.define_convolution(
-    "upsample_softmax_backward", _softmax_backward, _softmax_backward, _softmax_backward, _softmax_backward_fake
+    "upsample_softmax_backward",
+    _softmax_backward,
+    _softmax_backward_compiled,
+    _softmax_backward_compiled,
+    lambda grad, out, height, width: _empty_like_format(out, height, width),
 )
-_registry.define_convolution("upsample_softmax", _softmax, _softmax, _softmax, _softmax_fake).register_autograd(
-    _backward, setup_context=_setup_context
-)
+_registry.define_convolution(
+    "upsample_softmax", _softmax, _softmax_compiled, _softmax_compiled, _empty_like_format
+).register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,191 @@
+#include "aspp.h"
+#include "aspp_taps.h"
+#include "buffer.h"
+#include "isa.h"
+#include "share_out.h"
+
+namespace deeplab_fast {
+namespace {
+
+// Channels taken at once. The sums of a pixel are read and written once for each block and tap.
+constexpr int64_t kChannelBlock = 1024;
+// Pixels taken at once: their channels stay in the first-level cache while the classes' weights pass by.
+constexpr int64_t kPixelBlock = 4;
+// Between pixels, so that those of a tile do not all fall into the same sets of the cache.
+constexpr int64_t kSkew = 16;
+// Pieces of work for each thread, so that one that is held up leaves its share to the others.
+constexpr int64_t kPiecesPerThread = 4;
+constexpr int64_t kLeastPixels = 32;
+
+// Channels of one block, and as whole registers.
+struct ChannelBlock {
+  int64_t begin, end, padded_begin, padded;
+};
+
+ChannelBlock channel_block(int64_t channels, int64_t i) {
+  const int64_t begin = i * kChannelBlock, end = std::min(begin + kChannelBlock, channels);
+  const int64_t unit = isa().panel_shape->unit;
+  return {begin, end, begin, (end - begin + unit - 1) / unit * unit};
+}
+
+int64_t channel_blocks(int64_t channels) {
+  return (channels + kChannelBlock - 1) / kChannelBlock;
+}
+
+int64_t padded_channels(int64_t channels) {
+  const ChannelBlock last = channel_block(channels, channel_blocks(channels) - 1);
+  return last.padded_begin + last.padded;
+}
+
+// The weights of one tap and block of channels, from [k][c] to groups of classes: [k / 3][c / unit][k % 3][c % unit].
+template <class T>
+void pack_tap(const BranchWeight& weight, const T* data, const TapSource& source, bool first, const ChannelBlock& block,
+              int64_t classes, float* out) {
+  const T* origin = data + source.i * weight.stride_h + source.j * weight.stride_w + block.begin * weight.stride_c;
+  const int64_t unit = isa().panel_shape->unit;
+  for (int64_t k = 0; k < classes; ++k) {
+    const int64_t group = k / kMaxDotClasses * kMaxDotClasses;
+    const int64_t together = std::min<int64_t>(kMaxDotClasses, classes - group);
+    float* to = out + group * block.padded + (k - group) * unit;
+    for (int64_t c = 0; c < block.padded; ++c) {
+      const float value =
+          c < block.end - block.begin ? to_float(origin[k * weight.stride_k + c * weight.stride_c]) : 0.0f;
+      float& element = to[c / unit * together * unit + c % unit];
+      element = first ? value : element + value;
+    }
+  }
+}
+
+// A block of channels of one image, the channels of a pixel side by side.
+struct ImageBlock {
+  const float* data;
+  int64_t stride_h, stride_w, length;
+};
+
+// One tap for pixels that it reaches: sums[pixel][k][lane] += x[pixel][c] · weights[k][c].
+class TapProduct {
+ public:
+  TapProduct(const ImageBlock& x, int64_t width, int64_t classes, float* sums)
+      : x_(x), width_(width), classes_(classes), sums_(sums) {}
+
+  // The pixels of [pixels.begin, pixels.end) that the tap reaches.
+  void run(const Tap& tap, const Reach& to, Range pixels, const float* weights, bool add) {
+    const int64_t unit = isa().panel_shape->unit;
+    for (int64_t h = std::max(to.top, pixels.begin / width_); h < to.bottom && h * width_ < pixels.end; ++h) {
+      const int64_t begin = std::max(h * width_ + to.left, pixels.begin);
+      const int64_t end = std::min(h * width_ + to.right, pixels.end);
+      const float* from = x_.data + (h + tap.dy) * x_.stride_h + (begin - h * width_ + tap.dx) * x_.stride_w;
+      for (int64_t p = begin; p < end; ++p, from += x_.stride_w) {
+        from_[count_] = from;
+        to_[count_] = sums_ + p * classes_ * unit;
+        if (++count_ == kPixelBlock) flush(weights, add);
+      }
+    }
+    flush(weights, add);
+  }
+
+ private:
+  // A block of pixels may go on in the next row, so that few are incomplete.
+  void flush(const float* weights, bool add) {
+    const PanelShape& shape = *isa().panel_shape;
+    float* sums[kPixelBlock];
+    for (int64_t group = 0; group < classes_; group += kMaxDotClasses) {
+      const int together = static_cast<int>(std::min<int64_t>(kMaxDotClasses, classes_ - group));
+      for (int m = 0; m < count_; ++m) sums[m] = to_[m] + group * shape.unit;
+      for (int m = 0; m < count_; m += shape.rows[together])
+        isa().dot_product({std::min(shape.rows[together], count_ - m), together, x_.length, from_ + m,
+                           weights + group * x_.length, sums + m, add});
+    }
+    count_ = 0;
+  }
+
+  const ImageBlock x_;
+  const int64_t width_, classes_;
+  float* const sums_;
+  const float* from_[kPixelBlock];
+  float* to_[kPixelBlock];
+  int count_ = 0;
+};
+
+// Reading channels_last maps where they are was slower, by a tenth: every pixel is on a page of its own.
+int64_t packed_stride(const ChannelBlock& block) {
+  return block.padded + kSkew;
+}
+
+ImageBlock pack_block(const Maps& x, int64_t n, const ChannelBlock& block, float* packed, Parallel& parallel) {
+  const int64_t stride = packed_stride(block);
+  parallel_for(parallel, x.height, [&](int64_t h) {
+    float* row = packed + h * x.width * stride;
+    pack_row(x, n, h, block.begin, block.end - block.begin, stride, row);
+    for (int64_t w = 0; w < x.width; ++w)
+      std::fill(row + w * stride + block.end - block.begin, row + w * stride + block.padded, 0.0f);
+  });
+  return {packed, x.width * stride, stride, block.padded};
+}
+
+}  // namespace
+
+int64_t aspp_tap_count(const std::vector<Branch>& branches) {
+  return static_cast<int64_t>(make_taps(branches).size());
+}
+
+int64_t aspp_packed_size(const std::vector<Branch>& branches, int64_t classes, int64_t channels) {
+  return static_cast<int64_t>(make_taps(branches).size()) * classes * padded_channels(channels);
+}
+
+void aspp_pack(const std::vector<Branch>& branches, const std::vector<BranchWeight>& weights, int64_t classes,
+               int64_t channels, float* packed, Parallel& parallel) {
+  const std::vector<Tap> taps = make_taps(branches);
+  const int64_t count = static_cast<int64_t>(taps.size());
+  share_out(parallel, channel_blocks(channels) * count, [&](int64_t i) {
+    const ChannelBlock block = channel_block(channels, i / count);
+    float* to = packed + (block.padded_begin * count + i % count * block.padded) * classes;
+    bool first = true;
+    for (const TapSource& source : taps[static_cast<size_t>(i % count)].sources) {
+      const BranchWeight& weight = weights[static_cast<size_t>(source.branch)];
+      const Maps element{weight.data, weight.element, 0, 0, 0, 0, 0, 0, 0, 0};
+      by_element(element, [&](const auto* data) { pack_tap(weight, data, source, first, block, classes, to); });
+      first = false;
+    }
+  });
+}
+
+void aspp_forward(const std::vector<Branch>& branches, const Maps& x, const float* packed, const float* bias,
+                  const MutableMaps& out, Parallel& parallel) {
+  const std::vector<Tap> taps = make_taps(branches);
+  const int64_t count = static_cast<int64_t>(taps.size()), classes = out.channels, pixels = x.pixels();
+  const int64_t lanes = isa().panel_shape->unit;
+  const std::vector<int64_t> work = work_before(taps, x.height, x.width);
+  const int64_t pieces = std::max<int64_t>(1, std::min(parallel.threads() * kPiecesPerThread, pixels / kLeastPixels));
+  // The pixel at which a piece of equal work begins.
+  const auto border = [&](int64_t i) {
+    return std::lower_bound(work.begin(), work.end(), work.back() * i / pieces) - work.begin();
+  };
+  Buffer<float> packed_x(pixels * packed_stride(channel_block(x.channels, 0))), sums(pixels * classes * lanes);
+  for (int64_t n = 0; n < x.batch; ++n) {
+    for (int64_t b = 0; b < channel_blocks(x.channels); ++b) {
+      const ChannelBlock block = channel_block(x.channels, b);
+      const ImageBlock from = pack_block(x, n, block, packed_x.data(), parallel);
+      share_out(parallel, pieces, [&](int64_t piece) {
+        const Range range{border(piece), piece + 1 == pieces ? pixels : border(piece + 1)};
+        TapProduct product(from, x.width, classes, sums.data());
+        for (int64_t t = 0; t < count; ++t) {
+          const Tap& tap = taps[static_cast<size_t>(t)];
+          const Reach to = reach(tap, x.height, x.width);
+          if (!to.empty())
+            product.run(tap, to, range, packed + (block.padded_begin * count + t * block.padded) * classes,
+                        b > 0 || t > 0);
+        }
+      });
+    }
+    parallel_for(parallel, x.height, [&](int64_t h) {
+      std::vector<float> row(static_cast<size_t>(x.width * classes));
+      isa().add_lanes(sums.data() + h * x.width * classes * lanes, x.width * classes, row.data());
+      for (int64_t w = 0; bias != nullptr && w < x.width; ++w)
+        for (int64_t k = 0; k < classes; ++k) row[static_cast<size_t>(w * classes + k)] += bias[k];
+      unpack_row(row.data(), classes, n, h, 0, classes, out);
+    });
+  }
+}
+
+}  // namespace deeplab_fast

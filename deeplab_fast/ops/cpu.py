@@ -1,0 +1,279 @@
+"""The convolution ops' kernels on a CPU: which path (deeplab_fast.ops.paths), and the calls it is made of.
+
+The compiled kernels are internal ops, `X_cpu`, that fill a tensor given to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deeplab_fast import reference
+from deeplab_fast._conv_arguments import output_size
+from deeplab_fast.ops._registry import format_of
+from deeplab_fast.ops.packing import packed_for
+from deeplab_fast.ops.paths import GEMM, ONEDNN, REFERENCE, TAPS, aspp_path, atrous_backward_path, atrous_path
+from deeplab_fast.reference import convolution
+
+_internal = torch.ops.deeplab_fast
+
+
+# --- aspp_sum ------------------------------------------------------------------------------------------------------
+
+
+def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+    """The op on a CPU."""
+    return _aspp_sum(x, weights, bias, rates, keep_packed=False)
+
+
+def aspp_sum_inference(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+    """As `aspp_sum`; packed weights are kept for the next call."""
+    return _aspp_sum(x, weights, bias, rates, keep_packed=True)
+
+
+def _aspp_sum(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int], keep_packed: bool
+) -> Tensor:
+    path = aspp_path(x)
+    if path == REFERENCE:
+        return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
+    out = _empty(x, weights[0].shape[0], x.shape[2:])
+    if out.numel() == 0:
+        return out
+    kernels, both_rates = _shapes(weights, rates)
+    bias = None if bias is None else bias.float().contiguous()
+    if path == GEMM:
+        packed = packed_for(("gemm", *rates), weights, lambda: _rows(weights, rates, x.dtype), keep_packed)
+        products = (_pixels(x) @ packed).view(x.shape[0], *x.shape[2:], -1)
+        _internal.aspp_shift_sum_cpu(products, bias, kernels, both_rates, out)
+        return out
+    packed = packed_for(
+        ("taps", *rates), weights, lambda: _internal.aspp_sum_pack(_native(weights), both_rates), keep_packed
+    )
+    native = _native_like(out)
+    _internal.aspp_sum_cpu(_as_native(x), packed, bias, kernels, both_rates, native)
+    return _back(native, out)
+
+
+def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
+    """The gradient to x on a CPU."""
+    path = aspp_path(grad)
+    if path == REFERENCE:
+        return convolution.aspp_sum_backward_x(grad, weights, rates).contiguous(memory_format=format_of(grad))
+    out = _empty(grad, weights[0].shape[1], grad.shape[2:])
+    if out.numel() == 0:
+        return out
+    if path == GEMM:
+        product = _columns(grad, weights, rates) @ _rows(weights, rates, grad.dtype).t()
+        return out.copy_(product.view(grad.shape[0], *grad.shape[2:], -1).permute(0, 3, 1, 2))
+    native = _native_like(out)
+    _internal.aspp_sum_backward_x_cpu(_as_native(grad), _native(weights), _shapes(weights, rates)[1], native)
+    return _back(native, out)
+
+
+def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
+    """The gradients to the weights on a CPU."""
+    path = aspp_path(grad)
+    if path == REFERENCE:
+        return [g.contiguous() for g in convolution.aspp_sum_backward_weights(grad, x, weights, rates)]
+    gradients = [torch.empty(weight.shape, dtype=torch.float32) for weight in weights]
+    if x.shape[0] == 0:
+        return [torch.zeros_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+    if path == GEMM:
+        rows = (_columns(grad, weights, rates).t() @ _pixels(x)).view(-1, *weights[0].shape[:2])
+        for sources, row in zip(tap_sources(weights, rates), rows, strict=True):
+            for b, i, j in sources:
+                gradients[b][:, :, i, j] = row
+    else:
+        _, both_rates = _shapes(weights, rates)
+        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), both_rates, gradients)
+    return [gradient.to(weight.dtype) for gradient, weight in zip(gradients, weights, strict=True)]
+
+
+def tap_sources(weights: Sequence[Tensor], rates: Sequence[int]) -> list[list[tuple[int, int, int]]]:
+    """For each offset of a tap, the (branch, i, j) that have it: the centre first, as in csrc/aspp_taps.h."""
+    taps: dict[tuple[int, int], list[tuple[int, int, int]]] = {(0, 0): []}
+    for b, (weight, rate) in enumerate(zip(weights, rates, strict=True)):
+        height, width = weight.shape[2:]
+        for i in range(height):
+            for j in range(width):
+                taps.setdefault(((i - height // 2) * rate, (j - width // 2) * rate), []).append((b, i, j))
+    return list(taps.values())
+
+
+def _rows(weights: Sequence[Tensor], rates: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The weights as one matrix (C, taps · K), those of equal offset added."""
+    rows = [sum(weights[b][:, :, i, j].float() for b, i, j in sources) for sources in tap_sources(weights, rates)]
+    return torch.cat(rows).to(dtype).t().contiguous()
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _columns(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
+    """(pixels, taps · K): what of grad enters each pixel's gradient."""
+    taps = len(tap_sources(weights, rates))
+    columns = grad.new_empty(grad.shape[0], *grad.shape[2:], taps * grad.shape[1])
+    _internal.aspp_shift_gather_cpu(grad, *_shapes(weights, rates), columns)
+    return columns.flatten(0, 2)
+
+
+def _shapes(weights: Sequence[Tensor], rates: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Height and width of each kernel, and the rate along both."""
+    return [size for weight in weights for size in weight.shape[2:]], [rate for rate in rates for _ in range(2)]
+
+
+# --- atrous_conv2d -------------------------------------------------------------------------------------------------
+
+
+def atrous_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    """The op on a CPU."""
+    return _atrous_conv2d(x, weight, bias, scale, residual, stride, padding, dilation, relu, keep_packed=False)
+
+
+def atrous_conv2d_inference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    """As `atrous_conv2d`; packed weights are kept for the next call."""
+    return _atrous_conv2d(x, weight, bias, scale, residual, stride, padding, dilation, relu, keep_packed=True)
+
+
+def _atrous_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    keep_packed: bool,
+) -> Tensor:
+    path = atrous_path(x)
+    if path == REFERENCE or x.numel() == 0:
+        out = reference.atrous_conv2d(
+            x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu
+        )
+        return out.contiguous(memory_format=format_of(x))
+    dtype = x.dtype if path == ONEDNN else torch.float32
+    last = torch.channels_last
+    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
+    geometry = (list(padding), list(stride), list(dilation), 1)
+    tensors = [weight] if scale is None else [weight, scale]
+
+    def pack() -> Tensor:
+        scaled = weight if scale is None else weight.float() * scale.float()[:, None, None, None]
+        scaled = scaled.to(dtype).contiguous(memory_format=last)
+        if dtype == torch.float32:  # oneDNN's own layout gains at most 2 % there
+            return scaled
+        return torch.ops.mkldnn._reorder_convolution_weight(scaled, *geometry, list(x.shape))
+
+    kind = ("oneDNN", *padding, *stride, *dilation, *x.shape)
+    packed = packed_for(kind, tensors, pack, keep_packed and dtype != torch.float32)
+    source = x.to(dtype).contiguous(memory_format=last)
+    bias = None if bias is None else bias.to(dtype)
+    if residual is None:
+        out = torch.ops.mkldnn._convolution_pointwise(
+            source, packed, bias, *geometry, "relu" if relu else "none", [], ""
+        )
+    else:
+        other = residual.to(dtype).contiguous(memory_format=last)
+        after = "relu" if relu else None
+        out = torch.ops.mkldnn._convolution_pointwise.binary(
+            source, other, packed, bias, *geometry, "add", 1.0, after, [], None
+        )
+    return out.view(size).to(x.dtype).contiguous(memory_format=format_of(x))
+
+
+def atrous_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> list[Tensor]:
+    """Of scale · conv2d(x, weight) on a CPU: the gradient to x, where needed, and to the weight as if scale were 1."""
+    path = atrous_backward_path(grad, weight, stride, padding, dilation)
+    if path == TAPS and x.numel() > 0:
+        result = []
+        rates = list(dilation)
+        if need_x:
+            scaled = weight if scale is None else weight.float() * scale.float()[:, None, None, None]
+            to_x = _empty(x, x.shape[1], x.shape[2:])
+            native = _native_like(to_x)
+            _internal.aspp_sum_backward_x_cpu(_as_native(grad), _native([scaled]), rates, native)
+            result.append(_back(native, to_x))
+        if need_weight:
+            to_weight = torch.empty(weight.shape, dtype=torch.float32)
+            _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), rates, [to_weight])
+            result.append(to_weight.to(weight.dtype))
+        return result
+    dtype = grad.dtype if path == ONEDNN else torch.promote_types(grad.dtype, torch.float32)
+    scaled = weight if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
+    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(dtype), x.to(dtype), scaled.to(dtype), None, stride, padding, dilation, False, [0, 0], 1,
+        [need_x, need_weight, False],
+    )  # fmt: skip
+    result = [to_x.to(x.dtype).contiguous(memory_format=format_of(x))] if need_x else []
+    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+
+
+def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """grad where out is positive, else 0, in the format of out; and its sum over N, H and W."""
+    if aspp_path(out) == REFERENCE or grad.dtype != out.dtype or out.dtype == torch.float16:
+        masked = torch.where(out > 0, grad, 0).contiguous(memory_format=format_of(out))
+        return masked, masked.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+    masked = _empty(out, out.shape[1], out.shape[2:])
+    sums = torch.empty(out.shape[1], dtype=torch.float32)
+    _internal.relu_backward_cpu(grad, out, masked, sums)
+    return masked, sums
+
+
+# --- Tensors as the compiled kernels take them: float32 or bfloat16 ------------------------------------------------
+
+
+def _as_native(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def _native(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [_as_native(tensor) for tensor in tensors]
+
+
+def _native_like(out: Tensor) -> Tensor:
+    """`out`, or what a kernel fills in its place."""
+    return torch.empty_like(out, dtype=torch.float32) if out.dtype == torch.float16 else out
+
+
+def _back(native: Tensor, out: Tensor) -> Tensor:
+    return out if native is out else out.copy_(native)
+
+
+def _empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    return torch.empty(like.shape[0], channels, *size, dtype=like.dtype, memory_format=format_of(like))
