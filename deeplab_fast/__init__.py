@@ -19,8 +19,11 @@ _LAZY = {
     "upsample_argmax": "ops",
     "upsample_softmax": "ops",
     "Lattice": "lattice",
+    "accelerate": "patching",
+    "patch": "patching",
+    "unpatch": "patching",
 }
-_MODULES = ("crf", "lattice", "nn", "ops", "pictures", "pydensecrf", "reference")
+_MODULES = ("crf", "lattice", "nn", "ops", "patching", "pictures", "pydensecrf", "reference")
 
 __all__ = ["__version__", *_LAZY, *_MODULES]
 

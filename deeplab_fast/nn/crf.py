@@ -1,4 +1,4 @@
-"""Modules: the dense CRF behind a segmentation network."""
+"""The dense CRF behind a segmentation network."""
 
 from __future__ import annotations
 
