@@ -44,7 +44,10 @@ class Case:
 
 
 def all_cases() -> Iterator[Case]:
+    from .convolution_cases import convolution_cases  # needs torch, which the dense CRF does not
+
     yield from dense_crf_cases()
+    yield from convolution_cases()
 
 
 # --- dense_crf: the whole call of pydensecrf's users, from photo and unary to beliefs

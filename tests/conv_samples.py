@@ -198,17 +198,16 @@ UPSAMPLE_SAMPLES = [
 # --- Accuracy ------------------------------------------------------------------------------------------------------
 #
 # A result may be off the exact one (float64) by at most twice what stock PyTorch is off in the same dtype, and a few
-# roundings of the largest sum of absolute values that enter an element.
+# roundings of the size that a sum has typically: the root of the sum of the squares of its terms. The ops are linear
+# in each of their inputs, so that is the root of what they make of the inputs' squares.
 
 ROUNDINGS = 4
 
 
 def assert_accurate(
-    result: Tensor, stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], what: str = "", floor: float = 0.0
+    result: Tensor, stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], what: str = ""
 ) -> None:
-    """`result` is `stock(*inputs)` to the accuracy of its dtype; `floor` is the size of a rounding, relative to which
-    a few are allowed; by default eps times the largest result.
-    """
+    """`result` is `stock(*inputs)` to the accuracy of its dtype."""
     exact = stock(*[None if t is None else t.double() for t in inputs])
     assert result.shape == exact.shape, what
     if result.numel() == 0:
@@ -217,7 +216,9 @@ def assert_accurate(
     own = stock(*[None if t is None else t.to(lowest) for t in inputs])
     own_error = (own.double() - exact).abs().max().item()
     error = (result.double() - exact).abs().max().item()
-    allowed = 2 * own_error + ROUNDINGS * max(floor, torch.finfo(result.dtype).eps * exact.abs().max().item())
+    squares = stock(*[None if t is None else t.double() ** 2 for t in inputs])
+    size = max(exact.abs().max().item(), squares.abs().max().item() ** 0.5)
+    allowed = 2 * own_error + ROUNDINGS * torch.finfo(result.dtype).eps * size
     assert error <= allowed, f"{what}: error {error:.2e}; stock PyTorch's {own_error:.2e}, allowed {allowed:.2e}"
 
 

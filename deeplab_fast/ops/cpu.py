@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._conv_arguments import output_size
 from deeplab_fast.ops._registry import format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import GEMM, ONEDNN, REFERENCE, TAPS, aspp_path, atrous_backward_path, atrous_path
@@ -179,7 +178,6 @@ def _atrous_conv2d(
         return out.contiguous(memory_format=format_of(x))
     dtype = x.dtype if path == ONEDNN else torch.float32
     last = torch.channels_last
-    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
     geometry = (list(padding), list(stride), list(dilation), 1)
     tensors = [weight] if scale is None else [weight, scale]
 
@@ -204,7 +202,7 @@ def _atrous_conv2d(
         out = torch.ops.mkldnn._convolution_pointwise.binary(
             source, other, packed, bias, *geometry, "add", 1.0, after, [], None
         )
-    return out.view(size).to(x.dtype).contiguous(memory_format=format_of(x))
+    return out.to(x.dtype).contiguous(memory_format=format_of(x))
 
 
 def atrous_conv2d_backward(
