@@ -1,1 +1,4 @@
-"""Triton kernels, one file an op. Empty until the first op has one."""
+"""Triton kernels and their launchers, one file an op; they need a GPU, and Triton, which torch for CUDA brings.
+
+`choices` has the tables of what runs where, `implicit_gemm` what the kernels of both ops share.
+"""

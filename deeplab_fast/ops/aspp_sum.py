@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._conv_arguments import check_aspp_arguments
-from deeplab_fast.ops import _registry, cpu
+from deeplab_fast.ops import _registry, cpu, cuda
 from deeplab_fast.reference import convolution
 
 
@@ -90,15 +90,23 @@ def _sum_dtype(grad: Tensor) -> torch.dtype:
     return torch.promote_types(grad.dtype, torch.float32)
 
 
-_registry.define_convolution("aspp_sum_backward_x", _backward_x, cpu.aspp_sum_backward_x, _backward_x, _backward_x_fake)
+_registry.define_convolution(
+    "aspp_sum_backward_x",
+    _backward_x,
+    cpu.aspp_sum_backward_x,
+    cuda.kernel_of("aspp_sum", "backward_x", _backward_x),
+    _backward_x_fake,
+)
 _registry.define_convolution(
     "aspp_sum_backward_weights",
     _backward_weights,
     cpu.aspp_sum_backward_weights,
-    _backward_weights,
+    cuda.kernel_of("aspp_sum", "backward_weights", _backward_weights),
     _backward_weights_fake,
 )
-_registry.define_convolution("aspp_sum_inference", _forward, cpu.aspp_sum_inference, _forward, _forward_fake)
-_registry.define_convolution("aspp_sum", _forward, cpu.aspp_sum, _forward, _forward_fake).register_autograd(
-    _backward, setup_context=_setup_context
+_registry.define_convolution(
+    "aspp_sum_inference", _forward, cpu.aspp_sum_inference, cuda.aspp_sum_inference(_forward), _forward_fake
 )
+_registry.define_convolution(
+    "aspp_sum", _forward, cpu.aspp_sum, cuda.kernel_of("aspp_sum", "forward", _forward), _forward_fake
+).register_autograd(_backward, setup_context=_setup_context)

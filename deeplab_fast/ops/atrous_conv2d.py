@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
-from deeplab_fast.ops import _registry, cpu
+from deeplab_fast.ops import _registry, cpu, cuda
 
 
 def atrous_conv2d(
@@ -171,13 +171,23 @@ _registry.define_convolution(
     "atrous_conv2d_backward_relu",
     _relu_backward,
     cpu.atrous_conv2d_backward_relu,
-    _relu_backward,
+    cuda.kernel_of("atrous_conv2d", "backward_relu", _relu_backward),
     _relu_backward_fake,
 )
 _registry.define_convolution(
-    "atrous_conv2d_backward", _backward_conv, cpu.atrous_conv2d_backward, _backward_conv, _backward_conv_fake
+    "atrous_conv2d_backward",
+    _backward_conv,
+    cpu.atrous_conv2d_backward,
+    cuda.kernel_of("atrous_conv2d", "backward", _backward_conv),
+    _backward_conv_fake,
 )
-_registry.define_convolution("atrous_conv2d_inference", _forward, cpu.atrous_conv2d_inference, _forward, _forward_fake)
-_registry.define_convolution("atrous_conv2d", _forward, cpu.atrous_conv2d, _forward, _forward_fake).register_autograd(
-    _backward, setup_context=_setup_context
+_registry.define_convolution(
+    "atrous_conv2d_inference",
+    _forward,
+    cpu.atrous_conv2d_inference,
+    cuda.atrous_conv2d_inference(_forward),
+    _forward_fake,
 )
+_registry.define_convolution(
+    "atrous_conv2d", _forward, cpu.atrous_conv2d, cuda.kernel_of("atrous_conv2d", "forward", _forward), _forward_fake
+).register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,308 @@
+"""`aspp_sum` and its gradients on a GPU: one matrix product for all taps of all branches, and a kernel that shifts.
+
+The sum over branches and taps t of weight_t · x[pixel + shift_t] is that of shifted maps of one product, weights · x;
+and both gradients are products with the shifted copies of grad, which has few channels. Taps in the middle have no
+shift, so those of all branches are one, with the sum of their weights.
+
+The launchers take what the op has checked, of float32 or 16 bits; float64 is for the reference. They never wait for
+the GPU, and can be captured in a CUDA graph after a first call has compiled the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deeplab_fast.kernels._launch import fits_32_bits, format_of, is_wide, map_strides, pixel_rows, tile_options
+from deeplab_fast.kernels.choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
+
+# Taps are numbered as `pack` orders them: 0 the shared one in the middle, then branch by branch, row by row. RATES,
+# KERNEL_H and KERNEL_W have an entry a branch, and are known at compile time: a network has one set of them.
+
+SHIFT_PIXELS = 32  # few: one image's 65x65 pixels should be enough programs for every multiprocessor
+
+
+@triton.jit
+def branch_shift(tap, rate, kernel_h, kernel_w):
+    """(dy, dx): where the pixel lies that a branch's tap number `tap`, not counting the middle one, looks at."""
+    place = tl.where(tap >= kernel_h * kernel_w // 2, tap + 1, tap)
+    return (place // kernel_w - kernel_h // 2) * rate, (place % kernel_w - kernel_w // 2) * rate
+
+
+@triton.jit
+def shift_sum_kernel(
+    product, bias, out, H, W, classes, product_stride, out_image_stride, out_class_stride, out_pixel_stride,
+    RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
+):  # fmt: skip
+    """out = the sum over taps of product[pixel + shift], as far as inside, + bias: one tile of one image.
+
+    product has a row a pixel, with the numbers of all classes for tap 0, for tap 1, ...
+    """
+    blocks = tl.cdiv(H * W, BLOCK_PIXELS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    y, x, valid = pixel // W, pixel % W, pixel < H * W
+    pixel = pixel.to(tl.int64)
+    column = (tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)).to(tl.int64)
+    rows = product + ((image * H * W + pixel) * product_stride)[:, None] + column[None, :]
+
+    total = tl.load(rows, mask=valid[:, None] & (column < classes)[None, :], other=0.0).to(tl.float32)
+    rows += classes
+    for b in tl.static_range(len(RATES)):
+        taps = KERNEL_H[b] * KERNEL_W[b] - 1
+        for tap in tl.range(0, taps, loop_unroll_factor=8):  # several loads in flight
+            dy, dx = branch_shift(tap, RATES[b], KERNEL_H[b], KERNEL_W[b])
+            inside = valid & (y + dy >= 0) & (y + dy < H) & (x + dx >= 0) & (x + dx < W)
+            shift = (dy * W + dx).to(tl.int64) * product_stride + tap * classes
+            mask = inside[:, None] & (column < classes)[None, :]
+            total += tl.load(rows + shift, mask=mask, other=0.0).to(tl.float32)
+        rows += taps * classes
+
+    offset = image * out_image_stride + (pixel * out_pixel_stride)[:, None] + (column * out_class_stride)[None, :]
+    mask = valid[:, None] & (column < classes)[None, :]
+    total = finish(total, offset, mask, column, classes, None, bias, None, False)
+    tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def shifted_copies_kernel(
+    grad, copies, H, W, classes, copies_stride, image_stride, class_stride, pixel_stride,
+    RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
+):  # fmt: skip
+    """copies[pixel] = grad[pixel - shift] of each tap, zeros where that lies outside: one tile of one image.
+
+    copies has a row a pixel, in the order of `shift_sum_kernel`'s product, and up to 7 zeros at its end.
+    """
+    blocks = tl.cdiv(H * W, BLOCK_PIXELS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    y, x, valid = pixel // W, pixel % W, pixel < H * W
+    pixel = pixel.to(tl.int64)
+    column = (tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)).to(tl.int64)
+    source = grad + image * image_stride + (pixel * pixel_stride)[:, None] + (column * class_stride)[None, :]
+    target = copies + ((image * H * W + pixel) * copies_stride)[:, None] + column[None, :]
+
+    mask = valid[:, None] & (column < classes)[None, :]
+    tl.store(target, tl.load(source, mask=mask, other=0.0), mask=mask)
+    done = classes
+    for b in tl.static_range(len(RATES)):
+        taps = KERNEL_H[b] * KERNEL_W[b] - 1
+        for tap in tl.range(0, taps, loop_unroll_factor=8):
+            dy, dx = branch_shift(tap, RATES[b], KERNEL_H[b], KERNEL_W[b])
+            inside = valid & (y - dy >= 0) & (y - dy < H) & (x - dx >= 0) & (x - dx < W)
+            copied = tl.load(
+                source - (dy * W + dx).to(tl.int64) * pixel_stride,
+                mask=inside[:, None] & (column < classes)[None, :], other=0.0,
+            )  # fmt: skip
+            tl.store(target + (done + tap * classes), copied, mask=mask)
+        done += taps * classes
+    zeros = tl.zeros((BLOCK_PIXELS, BLOCK_CLASSES), dtype=copies.dtype.element_ty)
+    tl.store(target + done, zeros, mask=valid[:, None] & (column < copies_stride - done)[None, :])
+
+
+@triton.jit
+def on_chip_kernel(
+    x, packed, bias, out, pixels, classes, C, H, W, out_image_stride, out_class_stride, out_pixel_stride,
+    RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
+):  # fmt: skip
+    """One tile of the sum, in registers throughout: the shared tap, then the others of each branch."""
+    column_blocks = tl.cdiv(classes, BLOCK_COLUMNS)
+    first = tl.program_id(0) // column_blocks * BLOCK_PIXELS
+    column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    pixel = first + tl.arange(0, BLOCK_PIXELS)
+    image, position = pixel // (H * W), pixel % (H * W)
+    first_y, last_y, first_x, last_x = tile_extent(first, tl.minimum(first + BLOCK_PIXELS, pixels) - 1, H, W)
+
+    total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
+    total = add_convolution(
+        total, x, packed, image, position // W, position % W, pixel < pixels,
+        first_y, last_y, first_x, last_x, column, classes,
+        C, H, W, 1, 1, 0, 0, 1, 1, C, classes * C, 1, 1, False, WIDE, BLOCK_C, EVEN_C, PRECISION,
+    )  # fmt: skip
+    rows = packed + classes * C
+    for b in tl.static_range(len(RATES)):
+        if KERNEL_H[b] * KERNEL_W[b] > 1:
+            total = add_convolution(
+                total, x, rows, image, position // W, position % W, pixel < pixels,
+                first_y, last_y, first_x, last_x, column, classes,
+                C, H, W, 1, 1, KERNEL_H[b] // 2 * RATES[b], KERNEL_W[b] // 2 * RATES[b], RATES[b], RATES[b],
+                C, classes * C, KERNEL_H[b], KERNEL_W[b], True, WIDE, BLOCK_C, EVEN_C, PRECISION,
+            )  # fmt: skip
+            rows += (KERNEL_H[b] * KERNEL_W[b] - 1) * classes * C
+
+    if WIDE:
+        image, position = image.to(tl.int64), position.to(tl.int64)
+    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_class_stride)[None, :]
+    mask = (pixel < pixels)[:, None] & (column < classes)[None, :]
+    total = finish(total, offset, mask, column, classes, None, bias, None, False)
+    tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
+
+
+# --- Launchers -----------------------------------------------------------------------------------------------------
+
+
+def pack(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """All taps' (K, C), one under the other, in `dtype`: first the sum of the branches' middle taps.
+
+    Rows of zeros at the end make their number a multiple of 8, as matrix units like it.
+    """
+    classes, channels = weights[0].shape[:2]
+    taps = [weight.permute(2, 3, 0, 1).reshape(-1, classes, channels) for weight in weights]
+    middle = sum(branch[len(branch) // 2].float() for branch in taps)
+    others = [part for branch in taps for part in (branch[: len(branch) // 2], branch[len(branch) // 2 + 1 :])]
+    rows = torch.cat([part.reshape(-1, channels).to(dtype) for part in (middle, *others)])
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8))
+
+
+def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    rates: Sequence[int],
+    *,
+    packed: Tensor | None = None,
+    path: str | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Sum over branches b of conv2d(x, weights[b], dilation=rates[b]), + bias, in the dtype and format of x.
+
+    Arguments as in the op. packed: `pack(weights, x.dtype)`, if it is there already. path ("gemm" or "on_chip") and
+    tile, of the latter: instead of those of the tables.
+    """
+    packed = pack(weights, x.dtype) if packed is None else packed
+    batch, _, height, width = x.shape
+    classes, pixels = weights[0].shape[0], batch * height * width
+    out = torch.empty(batch, classes, height, width, dtype=x.dtype, device=x.device, memory_format=format_of(x))
+    if pixels == 0:
+        return out
+    bias = None if bias is None else bias.contiguous()
+    shape = "large_product" if 4 * pixels * len(packed) > LARGE_PRODUCT else "plain"
+    with torch.cuda.device_of(x):
+        if (path or path_for("aspp_sum", arithmetic_of(x), shape)) == "on_chip" and _fits(x, weights, rates):
+            _launch_on_chip(x, packed, bias, out, weights, rates, tile)
+            return out
+        product = _product(pixel_rows(x), packed.t())
+        shift_sum_kernel[(batch * triton.cdiv(height * width, SHIFT_PIXELS), triton.cdiv(classes, 64))](
+            product, bias, out, height, width, classes, len(packed), *map_strides(out), **_branches(x, weights, rates),
+            BLOCK_PIXELS=SHIFT_PIXELS, BLOCK_CLASSES=_class_block(classes), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def backward_x(
+    grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int], *, packed: Tensor | None = None
+) -> Tensor:
+    """The gradient to x, from that to the result: (N, K, H, W) -> (N, C, H, W), dtype and format of grad."""
+    packed = pack(weights, grad.dtype) if packed is None else packed
+    batch, _, height, width = grad.shape
+    rows = grad.new_empty(batch, height, width, packed.shape[1])
+    with torch.cuda.device_of(grad):
+        for images in _images_at_a_time(grad, packed):
+            copies = _shifted_copies(grad[images], weights, rates, len(packed))
+            torch.mm(copies, packed, out=rows[images].view(len(copies), -1))
+    return rows.permute(0, 3, 1, 2).contiguous(memory_format=format_of(grad))
+
+
+def backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
+    """The gradient to each weight, in its dtype; of the weights only shape and dtype are looked at."""
+    classes, channels = weights[0].shape[:2]
+    taps = _tap_count(weights)
+    rows = taps * classes + -taps * classes % 8
+    total = torch.zeros(rows, channels, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        for images in _images_at_a_time(grad, total):
+            copies = _shifted_copies(grad[images], weights, rates, rows)
+            total += _product(copies.t(), pixel_rows(x[images]))
+    of_taps = total[: taps * classes].view(taps, classes, channels)
+    gradients, begin = [], 1
+    for weight in weights:
+        half = weight.shape[2] * weight.shape[3] // 2
+        middle, end = begin + half, begin + 2 * half
+        gradient = torch.cat([of_taps[begin:middle], of_taps[:1], of_taps[middle:end]]).to(weight.dtype)
+        gradients.append(gradient.permute(1, 2, 0).reshape(weight.shape).contiguous())
+        begin = end
+    return gradients
+
+
+def _launch_on_chip(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    weights: Sequence[Tensor],
+    rates: Sequence[int],
+    tile: Tile | None,
+) -> None:
+    classes, pixels = out.shape[1], out.shape[0] * out.shape[2] * out.shape[3]
+    arithmetic = arithmetic_of(x)
+    tile = tile or tile_for(arithmetic, pixels, classes, processors_of(x))
+    options = tile_options(tile, classes, x.shape[1])
+    programs = triton.cdiv(pixels, options["BLOCK_PIXELS"]) * triton.cdiv(classes, options["BLOCK_COLUMNS"])
+    wide = is_wide(x, _reach(x, weights, rates)) or is_wide(out, (0, 0))
+    on_chip_kernel[(programs,)](
+        x.contiguous(memory_format=torch.channels_last), packed, bias, out, pixels, classes, *x.shape[1:],
+        *map_strides(out), **_branches(x, weights, rates), WIDE=wide,
+        PRECISION="tf32" if arithmetic == "tf32" else "ieee", **options,
+    )  # fmt: skip
+
+
+def _shifted_copies(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int], columns: int) -> Tensor:
+    """(pixels, columns): for each tap the gradients of the results that it enters, zeros for none."""
+    grad = grad.contiguous(memory_format=format_of(grad))
+    batch, classes, height, width = grad.shape
+    copies = grad.new_empty(batch * height * width, columns)
+    shifted_copies_kernel[(batch * triton.cdiv(height * width, SHIFT_PIXELS), triton.cdiv(classes, 64))](
+        grad, copies, height, width, classes, columns, *map_strides(grad), **_branches(grad, weights, rates),
+        BLOCK_PIXELS=SHIFT_PIXELS, BLOCK_CLASSES=_class_block(classes), num_warps=4,
+    )  # fmt: skip
+    return copies
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a · b in float32, from factors of any dtype."""
+    if a.is_cuda and a.dtype.itemsize == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def _images_at_a_time(grad: Tensor, packed: Tensor) -> Iterator[slice]:
+    """Parts of the batch whose shifted copies take LARGE_PRODUCT bytes at most, or one image each."""
+    each = max(grad.shape[2] * grad.shape[3] * len(packed) * grad.dtype.itemsize, 1)
+    step = max(LARGE_PRODUCT // each, 1)
+    return (slice(begin, begin + step) for begin in range(0, grad.shape[0], step))
+
+
+def _branches(maps: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Rates and kernel sizes as the kernels take them; no rate is larger than it takes to be outside the map."""
+    return {
+        "RATES": tuple(min(rate, max(maps.shape[2:])) for rate in rates),
+        "KERNEL_H": tuple(weight.shape[2] for weight in weights),
+        "KERNEL_W": tuple(weight.shape[3] for weight in weights),
+    }
+
+
+def _reach(maps: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> tuple[int, int]:
+    """How far from a pixel, vertically and horizontally, taps lie."""
+    clamped = _branches(maps, weights, rates)["RATES"]
+    return tuple(max(r * w.shape[2 + a] for r, w in zip(clamped, weights, strict=True)) for a in range(2))
+
+
+def _fits(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> bool:
+    weight_elements = sum(weight.numel() for weight in weights)
+    return fits_32_bits(x, _reach(x, weights, rates)) and weight_elements < 2**30
+
+
+def _tap_count(weights: Sequence[Tensor]) -> int:
+    return 1 + sum(weight.shape[2] * weight.shape[3] - 1 for weight in weights)
+
+
+def _class_block(classes: int) -> int:
+    return min(64, max(16, triton.next_power_of_2(classes)))

@@ -1,0 +1,339 @@
+"""`atrous_conv2d` and its gradients on a GPU: implicit matrix products, and all that follows in registers.
+
+The launchers take what the op has checked, of float32 or 16 bits; float64 is for the reference. They never wait for
+the GPU, and can be captured in a CUDA graph after a first call has compiled the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deeplab_fast.kernels._launch import LAST, fits_32_bits, format_of, is_wide, map_strides, tile_options
+from deeplab_fast.kernels.choices import ALIGNMENT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
+
+
+@triton.jit
+def atrous_conv2d_kernel(
+    x, weight, bias, scale, residual, out, pixels, columns, C, H, W, out_H, out_W,
+    stride_y, stride_x, padding_y, padding_x, rate_y, rate_x,
+    out_image_stride, out_column_stride, out_pixel_stride,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
+):  # fmt: skip
+    """One tile of relu(scale · conv2d(x, weight) + bias + residual); weight is (columns, KERNEL_H, KERNEL_W, C)."""
+    # Programs that share pixels run next to each other: their part of x stays in the cache.
+    column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    first = tl.program_id(0) // column_blocks * BLOCK_PIXELS
+    column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    pixel = first + tl.arange(0, BLOCK_PIXELS)
+    image, position = pixel // (out_H * out_W), pixel % (out_H * out_W)
+    first_y, last_y, first_x, last_x = tile_extent(first, tl.minimum(first + BLOCK_PIXELS, pixels) - 1, out_H, out_W)
+
+    total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
+    total = add_convolution(
+        total, x, weight, image, position // out_W, position % out_W, pixel < pixels,
+        first_y, last_y, first_x, last_x, column, columns,
+        C, H, W, stride_y, stride_x, padding_y, padding_x, rate_y, rate_x, KERNEL_H * KERNEL_W * C, C,
+        KERNEL_H, KERNEL_W, False, WIDE, BLOCK_C, EVEN_C, PRECISION,
+    )  # fmt: skip
+
+    if WIDE:
+        image, position = image.to(tl.int64), position.to(tl.int64)
+    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_column_stride)[None, :]
+    mask = (pixel < pixels)[:, None] & (column < columns)[None, :]
+    total = finish(total, offset, mask, column, columns, scale, bias, residual, RELU)
+    tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def epilogue_kernel(
+    out, bias, scale, residual, area, columns, image_stride, column_stride, pixel_stride,
+    RELU: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """out = relu(scale · out + bias + residual), one tile of one image."""
+    pixel_blocks = tl.cdiv(area, BLOCK_PIXELS)
+    image = (tl.program_id(0) // pixel_blocks).to(tl.int64)
+    pixel = (tl.program_id(0) % pixel_blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
+    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
+    offset = image * image_stride + (pixel * pixel_stride)[:, None] + (column * column_stride)[None, :]
+    mask = (pixel < area)[:, None] & (column < columns)[None, :]
+    total = tl.load(out + offset, mask=mask, other=0.0).to(tl.float32)
+    total = finish(total, offset, mask, column, columns, scale, bias, residual, RELU)
+    tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def relu_backward_kernel(
+    grad, out, masked, sums, area, columns, image_stride, column_stride, pixel_stride,
+    STEPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """masked = grad where out is positive, else 0, for STEPS tiles of one image; and their sum, a line of `sums`."""
+    chunks = tl.cdiv(area, STEPS * BLOCK_PIXELS)
+    image = (tl.program_id(0) // chunks).to(tl.int64)
+    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
+    total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
+    for step in range(STEPS):
+        pixel = ((tl.program_id(0) % chunks * STEPS + step) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
+        offset = image * image_stride + (pixel * pixel_stride)[:, None] + (column * column_stride)[None, :]
+        mask = (pixel < area)[:, None] & (column < columns)[None, :]
+        positive = tl.load(out + offset, mask=mask, other=0.0).to(tl.float32) > 0
+        passed = tl.where(positive, tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32), 0.0)
+        tl.store(masked + offset, passed.to(masked.dtype.element_ty), mask=mask)
+        total += passed
+    tl.store(sums + tl.program_id(0) * columns + column, tl.sum(total, axis=0), mask=column < columns)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    grad, x, sums, pixels, pixels_each, columns, C, H, W, out_H, out_W,
+    stride_y, stride_x, padding_y, padding_x, rate_y, rate_x,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One tile, of one tap, of the gradient to the weight, from `pixels_each` output pixels.
+
+    sums is (parts, columns, KERNEL_H, KERNEL_W, C), a part of the pixels each: added up later, in a fixed order.
+    """
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    tap = tl.program_id(1) // channel_blocks
+    shift_y = tap // KERNEL_W * rate_y - padding_y
+    shift_x = tap % KERNEL_W * rate_x - padding_x
+    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    channel = tl.program_id(1) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    begin = tl.program_id(2) * pixels_each
+    end = tl.minimum(begin + pixels_each, pixels)
+
+    total = tl.zeros((BLOCK_COLUMNS, BLOCK_C), dtype=tl.float32)
+    for first in range(begin, end, BLOCK_PIXELS):
+        pixel = first + tl.arange(0, BLOCK_PIXELS)
+        position = pixel % (out_H * out_W)
+        source_y = position // out_W * stride_y + shift_y
+        source_x = position % out_W * stride_x + shift_x
+        inside = (pixel < end) & (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
+        source = (pixel // (out_H * out_W) * H + source_y) * W + source_x
+        if WIDE:
+            pixel, source = pixel.to(tl.int64), source.to(tl.int64)
+        grad_tile = tl.load(
+            grad + (pixel * columns)[:, None] + column[None, :],
+            mask=inside[:, None] & (column < columns)[None, :], other=0.0,
+        )  # fmt: skip
+        x_tile = tl.load(
+            x + (source * C)[:, None] + channel[None, :], mask=inside[:, None] & (channel < C)[None, :], other=0.0
+        )
+        total = tl.dot(tl.trans(grad_tile), x_tile, total, input_precision=PRECISION)
+
+    row = (tl.program_id(2) * columns + column) * (KERNEL_H * KERNEL_W) + tap
+    offset = (row.to(tl.int64) * C)[:, None] + channel[None, :]
+    tl.store(sums + offset, total, mask=(column < columns)[:, None] & (channel < C)[None, :])
+
+
+# --- Launchers -----------------------------------------------------------------------------------------------------
+
+
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(K, C, kh, kw) in `dtype` and channels_last, which is the memory that the kernel reads; maybe `weight` itself."""
+    return weight.to(dtype).contiguous(memory_format=LAST)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    *,
+    packed: Tensor | None = None,
+    path: str | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """relu(scale · conv2d(x, weight) + bias + residual), in the dtype and format of x.
+
+    Arguments as in the op. packed: `pack(weight, x.dtype)`, if it is there already. path ("triton" or "cudnn") and
+    tile: instead of those of the tables.
+    """
+    packed = pack(weight, x.dtype) if packed is None else packed
+    size = _output_size(x, weight, stride, padding, dilation)
+    shape = "unaligned" if x.shape[1] % ALIGNMENT else "plain"
+    path = path or path_for("atrous_conv2d", arithmetic_of(x), shape)
+    with torch.cuda.device_of(x):
+        if path == "triton" and _fits(x, weight, padding, dilation):
+            out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=format_of(x))
+            return _launch(x, packed, bias, scale, residual, stride, padding, dilation, relu, out, tile)
+        out = torch.conv2d(x, packed, None, stride, padding, dilation).contiguous(memory_format=format_of(x))
+        return _finish(out, bias, scale, residual, relu)
+
+
+def backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """grad where out is positive, else 0, in the format of out; and its sum over N, H and W, in float32.
+
+    Sums are of a fixed order: the same from run to run.
+    """
+    grad = grad.contiguous(memory_format=format_of(out))
+    out = out.contiguous(memory_format=format_of(out))
+    masked = torch.empty_like(out)
+    batch, columns, height, width = out.shape
+    chunks = triton.cdiv(height * width, 4 * 64)
+    sums = torch.empty(batch * chunks, columns, dtype=torch.float32, device=out.device)
+    if out.numel() > 0:
+        with torch.cuda.device_of(out):
+            relu_backward_kernel[(batch * chunks, triton.cdiv(columns, 64))](
+                grad, out, masked, sums, height * width, columns, *map_strides(out),
+                STEPS=4, BLOCK_PIXELS=64, BLOCK_COLUMNS=64, num_warps=8,
+            )  # fmt: skip
+    return masked, sums.sum(0)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+    *,
+    path_x: str | None = None,
+    path_weight: str | None = None,
+    tile: Tile | None = None,
+) -> list[Tensor]:
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1.
+
+    path_x, path_weight ("triton" or "cudnn") and the tile of the former: instead of those of the tables.
+    """
+    arithmetic = arithmetic_of(x)
+    shape = "unaligned" if weight.shape[0] % ALIGNMENT else "dilated" if max(dilation) > 1 else "plain"
+    path_x = path_x or path_for("atrous_conv2d_backward_x", arithmetic, shape)
+    path_weight = path_weight or path_for("atrous_conv2d_backward_weight", arithmetic, shape)
+    fits = _fits(x, weight, padding, dilation) and _fits(grad, weight, padding, dilation) and x.shape[0] > 0
+    own_x = need_x and fits and path_x == "triton" and max(stride) == 1
+    own_weight = need_weight and fits and path_weight == "triton"
+    scaled = weight if scale is None or not need_x else weight.float() * scale.float()[:, None, None, None]
+
+    to_x = to_weight = None
+    with torch.cuda.device_of(x):
+        if (need_x and not own_x) or (need_weight and not own_weight):
+            to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, pack(scaled, x.dtype), None, stride, padding, dilation, False, [0, 0], 1,
+                [need_x and not own_x, need_weight and not own_weight, False],
+            )  # fmt: skip
+        if own_x:
+            to_x = _backward_x(grad, x, scaled, padding, dilation, tile)
+        if own_weight:
+            to_weight = _backward_weight(grad, x, weight, stride, padding, dilation)
+    result = [to_x.contiguous(memory_format=format_of(x))] if need_x else []
+    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+
+
+def _backward_x(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int], tile: Tile | None
+) -> Tensor:
+    """With stride 1, a convolution of grad with the kernel turned round, from channels K to C."""
+    turned = pack(weight.flip(2, 3).transpose(0, 1), x.dtype)
+    turned_padding = [dilation[a] * (weight.shape[2 + a] - 1) - padding[a] for a in range(2)]  # may be negative
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=format_of(x))
+    return _launch(grad, turned, None, None, None, [1, 1], turned_padding, dilation, False, out, tile)
+
+
+def _backward_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """In two stages: partial sums of some pixels each, then these summed."""
+    columns, channels, kernel_h, kernel_w = weight.shape
+    grad, x = grad.contiguous(memory_format=LAST), x.contiguous(memory_format=LAST)
+    pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    arithmetic = arithmetic_of(x)
+    block = {"16bit": 64, "tf32": 32, "ieee": 32}[arithmetic]
+    block_columns = min(block, max(16, triton.next_power_of_2(columns)))
+    block_c = min(block, max(16, triton.next_power_of_2(channels)))
+    grid = (triton.cdiv(columns, block_columns), kernel_h * kernel_w * triton.cdiv(channels, block_c))
+    # Enough parts for two programs a multiprocessor, of four steps at least.
+    parts = min(triton.cdiv(2 * processors_of(x), grid[0] * grid[1]), triton.cdiv(pixels, 4 * block))
+    pixels_each = triton.cdiv(triton.cdiv(pixels, parts), block) * block
+    parts = triton.cdiv(pixels, pixels_each)
+    sums = torch.empty(parts, columns, kernel_h, kernel_w, channels, dtype=torch.float32, device=x.device)
+    weight_gradient_kernel[(*grid, parts)](
+        grad, x, sums, pixels, pixels_each, columns, channels, *x.shape[2:], *grad.shape[2:],
+        *stride, *padding, *dilation, KERNEL_H=kernel_h, KERNEL_W=kernel_w,
+        WIDE=is_wide(x, padding) or is_wide(grad, padding), PRECISION="tf32" if arithmetic == "tf32" else "ieee",
+        BLOCK_PIXELS=block, BLOCK_COLUMNS=block_columns, BLOCK_C=block_c, num_warps=4, num_stages=4,
+    )  # fmt: skip
+    return sums.sum(0).permute(0, 3, 1, 2)
+
+
+def _launch(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    out: Tensor,
+    tile: Tile | None,
+) -> Tensor:
+    batch, columns, out_h, out_w = out.shape
+    pixels = batch * out_h * out_w
+    if pixels == 0:
+        return out
+    x = x.contiguous(memory_format=LAST)
+    arithmetic = arithmetic_of(x)
+    tile = tile or tile_for(arithmetic, pixels, columns, processors_of(x))
+    options = tile_options(tile, columns, x.shape[1])
+    programs = triton.cdiv(pixels, options["BLOCK_PIXELS"]) * triton.cdiv(columns, options["BLOCK_COLUMNS"])
+    atrous_conv2d_kernel[(programs,)](
+        x, packed, _vector(bias), _vector(scale), _like(residual, out), out, pixels, columns, *x.shape[1:],
+        out_h, out_w, *stride, *padding, *dilation, *map_strides(out),
+        KERNEL_H=packed.shape[2], KERNEL_W=packed.shape[3], RELU=relu,
+        WIDE=is_wide(x, padding) or is_wide(out, padding), PRECISION="tf32" if arithmetic == "tf32" else "ieee",
+        **options,
+    )  # fmt: skip
+    return out
+
+
+def _finish(out: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+    """In place: all that follows the convolution itself."""
+    batch, columns, height, width = out.shape
+    if out.numel() > 0 and (relu or not (bias is None and scale is None and residual is None)):
+        epilogue_kernel[(batch * triton.cdiv(height * width, 64), triton.cdiv(columns, 64))](
+            out, _vector(bias), _vector(scale), _like(residual, out), height * width, columns, *map_strides(out),
+            RELU=relu, BLOCK_PIXELS=64, BLOCK_COLUMNS=64, num_warps=8,
+        )  # fmt: skip
+    return out
+
+
+def _vector(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _like(residual: Tensor | None, out: Tensor) -> Tensor | None:
+    return None if residual is None else residual.contiguous(memory_format=format_of(out))
+
+
+def _output_size(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    sides = [
+        (x.shape[a] + 2 * padding[a - 2] - dilation[a - 2] * (weight.shape[a] - 1) - 1) // stride[a - 2] + 1
+        for a in (2, 3)
+    ]
+    return x.shape[0], weight.shape[0], *sides
+
+
+def _fits(maps: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether numbers of pixels and offsets into the weight fit in 32 bits."""
+    reach = [padding[a] + dilation[a] * weight.shape[2 + a] for a in range(2)]
+    return fits_32_bits(maps, reach) and weight.numel() < 2**30
