@@ -33,7 +33,10 @@ def convolution_cases() -> Iterator[Case]:
 
 def _case(op: str, size: str, inputs: Callable, backends: dict[str, Callable], peer: str, **options: Any) -> Case:
     details = {"threads": THREADS} | options.pop("details", {})
-    return Case(op=op, size=size, inputs=inputs, backends=backends, peer=peer, details=details, **options)
+    imports = ("torch", "deeplab_fast.ops", "bench.convolution_cases")
+    return Case(
+        op=op, size=size, inputs=inputs, backends=backends, peer=peer, details=details, imports=imports, **options
+    )
 
 
 def _close(result: Any, expected: Any) -> bool:
@@ -50,14 +53,6 @@ def _seeded() -> None:
 # --- aspp_sum ------------------------------------------------------------------------------------------------------
 
 
-class AsppInputs(NamedTuple):
-    """x in both formats, weights in both, and a gradient to the result in both."""
-
-    x: dict[str, Tensor]
-    weights: dict[str, list[Tensor]]
-    grad: dict[str, Tensor]
-
-
 def aspp_cases() -> Iterator[Case]:
     for backward in (False, True):
         for classes in (21, 182):
@@ -68,9 +63,7 @@ def aspp_cases() -> Iterator[Case]:
 
 def _aspp_case(backward: bool, classes: int, side: int, name: str, dtype: torch.dtype) -> Case:
     run = _aspp_both if backward else _aspp_forward
-    stock = functools.partial(run, _stock_aspp)
-    backends = {CHANNELS_LAST: functools.partial(stock, CHANNELS_LAST), NCHW: functools.partial(stock, NCHW)}
-    backends[OURS] = functools.partial(run, _our_aspp, CHANNELS_LAST)
+    backends = {which: functools.partial(run, which) for which in (CHANNELS_LAST, NCHW, OURS)}
     if dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         del backends[NCHW]  # half a minute a call
     return _case(
@@ -81,33 +74,31 @@ def _aspp_case(backward: bool, classes: int, side: int, name: str, dtype: torch.
     )  # fmt: skip
 
 
-def _aspp_inputs(classes: int, side: int, dtype: torch.dtype) -> AsppInputs:
+def _aspp_inputs(classes: int, side: int, dtype: torch.dtype) -> dict[str, tuple[Tensor, list[Tensor], Tensor]]:
     _seeded()
     x, grad = torch.randn(1, 2048, side, side, dtype=dtype), torch.randn(1, classes, side, side, dtype=dtype)
     weights = [0.01 * torch.randn(classes, 2048, 3, 3, dtype=dtype) for _ in RATES]
-    return AsppInputs(
-        {NCHW: x, CHANNELS_LAST: x.contiguous(memory_format=LAST)},
-        {NCHW: weights, CHANNELS_LAST: [w.contiguous(memory_format=LAST) for w in weights]},
-        {NCHW: grad, CHANNELS_LAST: grad.contiguous(memory_format=LAST)},
-    )
+    last = [t.contiguous(memory_format=LAST) for t in (x, grad, *weights)]
+    in_last = (last[0], last[2:], last[1])
+    return {NCHW: (x, weights, grad), CHANNELS_LAST: in_last, OURS: in_last}
 
 
-def _stock_aspp(x: Tensor, weights: list[Tensor]) -> Tensor:
+def _aspp(which: str, x: Tensor, weights: list[Tensor]) -> Tensor:
+    if which == OURS:
+        return deeplab_fast.aspp_sum(x, weights, None, RATES)
     return sum(conv2d(x, w, padding=rate, dilation=rate) for w, rate in zip(weights, RATES, strict=True))
 
 
-def _our_aspp(x: Tensor, weights: list[Tensor]) -> Tensor:
-    return deeplab_fast.aspp_sum(x, weights, None, RATES)
-
-
 @torch.inference_mode()
-def _aspp_forward(op: Callable, layout: str, inputs: AsppInputs) -> Tensor:
-    return op(inputs.x[layout], inputs.weights[layout])
+def _aspp_forward(which: str, inputs: dict) -> Tensor:
+    x, weights, _ = inputs[which]
+    return _aspp(which, x, weights)
 
 
-def _aspp_both(op: Callable, layout: str, inputs: AsppInputs) -> list[Tensor]:
-    leaves = [t.detach().requires_grad_() for t in (inputs.x[layout], *inputs.weights[layout])]
-    return list(torch.autograd.grad(op(leaves[0], leaves[1:]), leaves, inputs.grad[layout]))
+def _aspp_both(which: str, inputs: dict) -> list[Tensor]:
+    x, weights, grad = inputs[which]
+    leaves = [t.detach().requires_grad_() for t in (x, *weights)]
+    return list(torch.autograd.grad(_aspp(which, leaves[0], leaves[1:]), leaves, grad))
 
 
 # --- atrous_conv2d: convolution, batch norm, maybe a residual, ReLU ------------------------------------------------
@@ -234,7 +225,7 @@ def upsample_cases() -> Iterator[Case]:
                 "stock": functools.partial(_stock_upsample, stock, size),
                 OURS: functools.partial(_our_upsample, ours, size),
             }
-            yield _case(op, text, inputs, backends, "stock", quick=True, imports=("torch", "deeplab_fast.ops"))
+            yield _case(op, text, inputs, backends, "stock", quick=True)
 
 
 def _logits(classes: int, size: tuple[int, int]) -> Tensor:
@@ -312,11 +303,21 @@ def _network_inputs() -> dict[str, tuple[nn.Module, Tensor]]:
     net, x = deeplabv2_resnet101().eval(), torch.randn(1, 3, 513, 513)
     _calibrate(net, x)
     variants = _variants(net, x, torch.float32)
-    torch._inductor.config.freezing = True
-    compiled = torch.compile(copy.deepcopy(net).to(memory_format=LAST))
-    with torch.inference_mode():
-        compiled(variants[OURS][1])
-    return variants | {COMPILED: (compiled, variants[OURS][1])}
+    return variants | {COMPILED: (Frozen(copy.deepcopy(net).to(memory_format=LAST)), variants[OURS][1])}
+
+
+class Frozen(nn.Module):
+    """The network through torch.compile, compiled when first called."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.compiled = net, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.compiled is None:
+            torch._inductor.config.freezing = True
+            self.compiled = torch.compile(self.net)
+        return self.compiled(x)
 
 
 def _calibrate(net: nn.Module, x: Tensor) -> None:

@@ -51,16 +51,19 @@ def in_format_of(like: Tensor, out: Tensor) -> Tensor:
     return out if like.is_contiguous() else torch.empty_like(like).copy_(out)
 
 
-def define_convolution(
-    name: str, body: Callable, cpu: Callable, cuda: Callable, fake: Callable
-) -> torch.library.CustomOpDef:
-    """Define the op `name` with a Python function for each kind of device, `body` being the one for all others."""
-    op = torch.library.custom_op(f"deeplab_fast::{name}", body, mutates_args=())
-    op.register_kernel("cpu", cpu)
-    op.register_kernel("cuda", cuda)
-    op.register_fake(fake)
-    OPS[name] = op
-    return op
+def define_convolution(name: str, body: Callable, cpu: Callable, cuda: Callable, fake: Callable) -> None:
+    """Define the op `name` with a Python function for each kind of device, `body` being the one for all others.
+
+    Not as a `custom_op`: that imports torch.compile's machinery with the first call of a Python kernel, which takes a
+    second and 130 MB.
+    """
+    qualified = f"deeplab_fast::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(body, mutates_args=()))
+    torch.library.impl(qualified, "default", body)
+    torch.library.impl(qualified, "cpu", cpu)
+    torch.library.impl(qualified, "cuda", cuda)
+    torch.library.register_fake(qualified, fake)
+    OPS[name] = getattr(torch.ops.deeplab_fast, name).default
 
 
 def format_of(x: Tensor) -> torch.memory_format:

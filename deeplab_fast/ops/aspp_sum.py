@@ -109,4 +109,5 @@ _registry.define_convolution(
 )
 _registry.define_convolution(
     "aspp_sum", _forward, cpu.aspp_sum, cuda.kernel_of("aspp_sum", "forward", _forward), _forward_fake
-).register_autograd(_backward, setup_context=_setup_context)
+)
+torch.library.register_autograd("deeplab_fast::aspp_sum", _backward, setup_context=_setup_context)

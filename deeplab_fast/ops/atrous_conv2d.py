@@ -190,4 +190,5 @@ _registry.define_convolution(
 )
 _registry.define_convolution(
     "atrous_conv2d", _forward, cpu.atrous_conv2d, cuda.kernel_of("atrous_conv2d", "forward", _forward), _forward_fake
-).register_autograd(_backward, setup_context=_setup_context)
+)
+torch.library.register_autograd("deeplab_fast::atrous_conv2d", _backward, setup_context=_setup_context)

@@ -136,6 +136,5 @@ _registry.define_convolution(
     _softmax_backward_compiled,
     lambda grad, out, height, width: _empty_like_format(out, height, width),
 )
-_registry.define_convolution(
-    "upsample_softmax", _softmax, _softmax_compiled, _softmax_compiled, _empty_like_format
-).register_autograd(_backward, setup_context=_setup_context)
+_registry.define_convolution("upsample_softmax", _softmax, _softmax_compiled, _softmax_compiled, _empty_like_format)
+torch.library.register_autograd("deeplab_fast::upsample_softmax", _backward, setup_context=_setup_context)

@@ -1,0 +1,63 @@
+"""The compiled torch libraries: nothing spills in the CUDA kernels, and only torch's stable ABI is used."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from deeplab_fast import _native  # noqa: E402
+
+CSRC = Path(__file__).parents[1] / "csrc"
+ARCHITECTURES = ("sm_80", "sm_90a")  # those of CMakeLists.txt
+
+
+def nvcc() -> str | None:
+    places = os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", "/usr/local/cuda/bin", os.environ["PATH"]])
+    return shutil.which("nvcc", path=places)
+
+
+@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", sorted(CSRC.glob("*.cu")), ids=lambda path: path.name)
+def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, tmp_path: Path):
+    include = Path(torch.__file__).parent / "include"
+    result = subprocess.run(
+        [
+            nvcc(), "-cubin", f"-arch={architecture}", "-std=c++20", "-O3", "-Xptxas=-v", "--expt-relaxed-constexpr",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA", f"-I{CSRC}", "-isystem", str(include),
+            "-isystem", str(include / "torch/csrc/api/include"), str(source), "-o", str(tmp_path / "out.cubin"),
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    assert found, result.stderr
+    assert set(found) == {("0", "0", "0")}, result.stderr
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", result.stderr)]
+    assert max(registers) <= 128, registers  # two blocks of 256 threads a multiprocessor
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
+@pytest.mark.parametrize("library", [_native.CPU_LIBRARY, _native.CUDA_LIBRARY], ids=["cpu", "cuda"])
+def test_only_the_stable_abi_is_used(library: Path):
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built")
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    symbols = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
+    torchs = re.compile(r"aoti_torch_|torch_|shim_")
+    other = [s for s in symbols if not torchs.match(s)]
+    assert not [s for s in other if re.search(r"c10|2at|caffe2|5torch", s)], "symbols of torch's C++ ABI"
+    cuda_only = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg")
+    if library == _native.CPU_LIBRARY:
+        assert not any(s in cuda_only or s.startswith("cuda") for s in symbols)
+    # CUDA's own runtime is linked statically; its driver calls go through dlopen.
+    assert not [s for s in symbols if s.startswith(("cuda", "cu", "cublas", "cudnn"))]
