@@ -182,8 +182,7 @@ def _atrous_conv2d(
     tensors = [weight] if scale is None else [weight, scale]
 
     def pack() -> Tensor:
-        scaled = weight if scale is None else weight.float() * scale.float()[:, None, None, None]
-        scaled = scaled.to(dtype).contiguous(memory_format=last)
+        scaled = _scaled(weight, scale).to(dtype).contiguous(memory_format=last)
         if dtype == torch.float32:  # oneDNN's own layout gains at most 2 % there
             return scaled
         return torch.ops.mkldnn._reorder_convolution_weight(scaled, *geometry, list(x.shape))
@@ -218,26 +217,21 @@ def atrous_conv2d_backward(
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight) on a CPU: the gradient to x, where needed, and to the weight as if scale were 1."""
     path = atrous_backward_path(grad, weight, stride, padding, dilation)
-    if path == TAPS and x.numel() > 0:
-        result = []
-        rates = list(dilation)
-        if need_x:
-            scaled = weight if scale is None else weight.float() * scale.float()[:, None, None, None]
-            to_x = _empty(x, x.shape[1], x.shape[2:])
-            native = _native_like(to_x)
-            _internal.aspp_sum_backward_x_cpu(_as_native(grad), _native([scaled]), rates, native)
-            result.append(_back(native, to_x))
-        if need_weight:
-            to_weight = torch.empty(weight.shape, dtype=torch.float32)
-            _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), rates, [to_weight])
-            result.append(to_weight.to(weight.dtype))
-        return result
-    dtype = grad.dtype if path == ONEDNN else torch.promote_types(grad.dtype, torch.float32)
-    scaled = weight if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
-    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-        grad.to(dtype), x.to(dtype), scaled.to(dtype), None, stride, padding, dilation, False, [0, 0], 1,
-        [need_x, need_weight, False],
-    )  # fmt: skip
+    own_weight = need_weight and path in (TAPS, GEMM) and x.numel() > 0
+    dtype = grad.dtype if path in (REFERENCE, ONEDNN) else torch.float32
+    grad, x_in_dtype = grad.to(dtype), x.to(dtype)
+    to_x = to_weight = None
+    if need_x or (need_weight and not own_weight):
+        scaled = _scaled(weight, scale).to(dtype)
+        to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x_in_dtype, scaled, None, stride, padding, dilation, False, [0, 0], 1,
+            [need_x, need_weight and not own_weight, False],
+        )  # fmt: skip
+    if own_weight and path == GEMM:
+        to_weight = (_pixels(grad).t() @ _pixels(x_in_dtype))[:, :, None, None]
+    elif own_weight:
+        to_weight = torch.empty(weight.shape, dtype=torch.float32)
+        _internal.aspp_sum_backward_weights_cpu(grad, x_in_dtype, list(dilation), [to_weight])
     result = [to_x.to(x.dtype).contiguous(memory_format=format_of(x))] if need_x else []
     return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
 
@@ -251,6 +245,14 @@ def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tens
     sums = torch.empty(out.shape[1], dtype=torch.float32)
     _internal.relu_backward_cpu(grad, out, masked, sums)
     return masked, sums
+
+
+def _scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """The weight with each output channel's scale in it."""
+    if scale is None:
+        return weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(dtype) * scale.to(dtype)[:, None, None, None]
 
 
 # --- Tensors as the compiled kernels take them: float32 or bfloat16 ------------------------------------------------

@@ -1,13 +1,14 @@
 """Which path the convolution ops take on a CPU: one table, from the measurements in bench/NOTES.md.
 
-| op                     | float32                  | 16 bits, processor computes in bfloat16 | other 16 bits         |
-|------------------------|--------------------------|-----------------------------------------|-----------------------|
-| aspp_sum               | taps (ours)              | bfloat16: gemm                          | taps                  |
-| aspp_sum, backward     | taps (ours)              | bfloat16: gemm                          | taps                  |
-| atrous_conv2d          | oneDNN, fused epilogue   | oneDNN, packed weights                  | oneDNN in float32     |
-| ..., backward          | taps where stride is 1   | oneDNN                                  | taps or oneDNN, in    |
-|                        | and padding "same", else |                                         | float32               |
-|                        | oneDNN                   |                                         |                       |
+| op                        | float32                    | bfloat16, where the processor | other 16 bits         |
+|                           |                            | computes in it                |                       |
+|---------------------------|----------------------------|-------------------------------|-----------------------|
+| aspp_sum, its gradients   | taps                       | gemm                          | taps                  |
+| atrous_conv2d             | oneDNN, fused epilogue     | oneDNN, packed weights        | oneDNN in float32     |
+| its gradient to x         | oneDNN                     | oneDNN                        | oneDNN in float32     |
+| its gradient to weight    | 1x1: gemm; others: taps;   | oneDNN                        | as float32            |
+|                           | with a stride or another   |                               |                       |
+|                           | padding than "same": oneDNN|                               |                       |
 
 "taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/aspp.h). "gemm"
 multiplies first, in one product of all taps, and shifts after. Float64, and everything where nothing is compiled, is
@@ -52,11 +53,13 @@ def atrous_path(x: Tensor) -> str:
 def atrous_backward_path(
     grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> str:
-    """The path of the gradients of `atrous_conv2d` to x and weight."""
+    """The path of the gradient of `atrous_conv2d` to the weight; that to x is oneDNN's, in the same dtype."""
     if grad.dtype == torch.float64 or not _registry.kernels_wanted():
         return REFERENCE
     if grad.dtype == torch.bfloat16 and computes_in_bfloat16():
         return ONEDNN
     kernel = weight.shape[2:]
     same = all(stride[a] == 1 and kernel[a] % 2 == 1 and padding[a] == dilation[a] * (kernel[a] // 2) for a in range(2))
-    return TAPS if same and _registry.kernels_loaded() else ONEDNN_FLOAT
+    if not same or not _registry.kernels_loaded():
+        return ONEDNN_FLOAT
+    return GEMM if kernel[0] == kernel[1] == 1 else TAPS
