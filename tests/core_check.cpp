@@ -11,6 +11,7 @@
 
 #include "dense_crf.h"
 #include "thread_pool.h"
+#include "winograd.h"
 
 using namespace deeplab_fast;
 
@@ -103,6 +104,39 @@ void check_refusals() {
   require(refuses(1e6f) && refuses(-3e38f), "a key out of range is accepted");
 }
 
+// x (1, C, H, W) and its result (1, K, H, W), the channels of a pixel side by side or not.
+std::vector<float> winograd(int64_t channels, int64_t out_channels, int64_t height, int64_t width, int64_t rate,
+                            bool channels_last, int threads) {
+  generator.seed(9);
+  ThreadPool pool(threads);
+  const std::vector<float> x = random_floats(channels * height * width, -1, 1);
+  const std::vector<float> weight = random_floats(out_channels * channels * 9, -1, 1);
+  const std::vector<float> bias = random_floats(out_channels, -1, 1);
+  std::vector<float> out(out_channels * height * width, NAN);
+  Buffer<float> packed(winograd_packed_size(out_channels, channels));
+  winograd_pack({weight.data(), channels * 9, 9, 3, 1}, bias.data(), out_channels, channels, packed.data(), pool);
+  const auto maps_of = [&](auto* data, int64_t count) {
+    MapsOf<decltype(data)> maps{data, Element::kFloat, 1, count, height, width, 0, height * width, width, 1};
+    if (channels_last) maps.stride_c = 1, maps.stride_h = width * count, maps.stride_w = count;
+    return maps;
+  };
+  const void* from = x.data();
+  void* to = out.data();
+  winograd_forward(maps_of(from, channels), packed.data(), bias.data(), nullptr, true, rate, rate,
+                   maps_of(to, out_channels), pool);
+  return out;
+}
+
+void check_winograd(int64_t channels, int64_t out_channels, int64_t height, int64_t width, int64_t rate) {
+  for (bool channels_last : {false, true}) {
+    const std::vector<float> out = winograd(channels, out_channels, height, width, rate, channels_last, 1);
+    for (float value : out) require(std::isfinite(value), "a pixel of the convolution was not written");
+    for (int threads : {2, 3})
+      require(winograd(channels, out_channels, height, width, rate, channels_last, threads) == out,
+              "another number of threads, another convolution");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -118,6 +152,11 @@ int main() {
   check_filter(20, 3, 50);
   check_filter(64, 1, 11);
   check_refusals();
+  for (int64_t rate : {1, 2, 5, 40}) {
+    check_winograd(3, 5, 9, 7, rate);
+    check_winograd(300, 33, 21, 18, rate);
+    check_winograd(1, 16, 1, 1, rate);
+  }
   // Several callers at once: the pool serves one, the others work on their own threads.
   std::vector<std::thread> callers;
   const std::vector<float> features = random_floats(1200 * 5, 0, 5);
