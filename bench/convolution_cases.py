@@ -33,7 +33,7 @@ def convolution_cases() -> Iterator[Case]:
 
 def _case(op: str, size: str, inputs: Callable, backends: dict[str, Callable], peer: str, **options: Any) -> Case:
     details = {"threads": THREADS} | options.pop("details", {})
-    imports = ("torch", "deeplab_fast.ops", "bench.convolution_cases")
+    imports = ("torch", "deeplab_fast.ops", "deeplab_fast.patching", "bench.convolution_cases")
     return Case(
         op=op, size=size, inputs=inputs, backends=backends, peer=peer, details=details, imports=imports, **options
     )

@@ -135,6 +135,9 @@ ATROUS_SAMPLES = [
     AtrousSample("same", padding="same"),
     AtrousSample("valid", padding="valid"),
     AtrousSample("rate_4", padding=4, dilation=4, size=(17, 17), channels=32),
+    # Large enough for Winograd's way, forward and to x (deeplab_fast.ops.paths).
+    AtrousSample("many_channels", channels=64, out_channels=48, size=(21, 19)),
+    AtrousSample("many_channels_last", channels=48, out_channels=70, size=(20, 23), layout="channels_last"),
     AtrousSample("rate_beyond_map", padding=12, dilation=12, size=(9, 7)),
     AtrousSample("one_pixel", size=(1, 1)),
     AtrousSample("empty_batch", batch=0),
@@ -147,6 +150,7 @@ ATROUS_SAMPLES = [
         for name, dtype in (("bfloat16", BFLOAT), ("float16", HALF))
         for layout in ("contiguous", "channels_last")
     ),
+    AtrousSample("bfloat16_many_channels", dtype=BFLOAT, channels=48, out_channels=33, size=(18, 17)),
     AtrousSample("bfloat16_bare", dtype=BFLOAT, **_BARE),
     AtrousSample("bfloat16_float32_weight", dtype=BFLOAT, weight_dtype=torch.float32, layout="channels_last"),
     AtrousSample("float64", dtype=torch.float64),

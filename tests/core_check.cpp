@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "core_check_convolution.h"
 #include "dense_crf.h"
 #include "thread_pool.h"
 #include "winograd.h"
@@ -152,6 +153,7 @@ int main() {
   check_filter(20, 3, 50);
   check_filter(64, 1, 11);
   check_refusals();
+  check_convolutions(require);
   for (int64_t rate : {1, 2, 5, 40}) {
     check_winograd(3, 5, 9, 7, rate);
     check_winograd(300, 33, 21, 18, rate);
