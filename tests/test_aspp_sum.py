@@ -258,6 +258,20 @@ def test_keeps_nothing_of_weights_that_are_gone(path: str):
     assert len(packing._kept) == before
 
 
+def test_packed_weights_serve_every_size(path: str):
+    from deeplab_fast.ops import packing
+
+    _, weights, bias, rates = SMALL.inputs()
+    with torch.no_grad():
+        deeplab_fast.aspp_sum(torch.rand(1, 5, 4, 4), weights, bias, rates)
+        kept = len(packing._kept)
+        for size in ((7, 9), (1, 1), (20, 3)):
+            x = torch.rand(2, 5, *size)
+            result = deeplab_fast.aspp_sum(x, weights, bias, rates)
+            torch.testing.assert_close(result, stock_aspp(rates)(x, bias, *weights))
+    assert len(packing._kept) == kept
+
+
 # --- What it refuses -----------------------------------------------------------------------------------------------
 
 

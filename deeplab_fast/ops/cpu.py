@@ -198,7 +198,8 @@ def _atrous_conv2d(
             return scaled
         return torch.ops.mkldnn._reorder_convolution_weight(scaled, *geometry, list(x.shape))
 
-    kind = ("oneDNN", *padding, *stride, *dilation, *x.shape)
+    # Any size of map can use them: oneDNN changes the layout where another is better.
+    kind = ("oneDNN", *padding, *stride, *dilation)
     packed = packed_for(kind, tensors, pack, keep_packed and dtype != torch.float32)
     source = x.to(dtype).contiguous(memory_format=last)
     bias = None if bias is None else bias.to(dtype)
