@@ -6,6 +6,7 @@ The compiled kernels are internal ops, `X_cpu`, that fill a tensor given to them
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +32,14 @@ _internal = torch.ops.deeplab_fast
 # --- aspp_sum ------------------------------------------------------------------------------------------------------
 
 
-def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+def aspp_sum(*arguments: Any) -> Tensor:
     """The op on a CPU."""
-    return _aspp_sum(x, weights, bias, rates, keep_packed=False)
+    return _aspp_sum(*arguments, keep_packed=False)
 
 
-def aspp_sum_inference(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+def aspp_sum_inference(*arguments: Any) -> Tensor:
     """As `aspp_sum`; packed weights are kept for the next call."""
-    return _aspp_sum(x, weights, bias, rates, keep_packed=True)
+    return _aspp_sum(*arguments, keep_packed=True)
 
 
 def _aspp_sum(
@@ -137,34 +138,14 @@ def _shapes(weights: Sequence[Tensor], rates: Sequence[int]) -> tuple[list[int],
 # --- atrous_conv2d -------------------------------------------------------------------------------------------------
 
 
-def atrous_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
-) -> Tensor:
+def atrous_conv2d(*arguments: Any) -> Tensor:
     """The op on a CPU."""
-    return _atrous_conv2d(x, weight, bias, scale, residual, stride, padding, dilation, relu, keep_packed=False)
+    return _atrous_conv2d(*arguments, keep_packed=False)
 
 
-def atrous_conv2d_inference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
-) -> Tensor:
+def atrous_conv2d_inference(*arguments: Any) -> Tensor:
     """As `atrous_conv2d`; packed weights are kept for the next call."""
-    return _atrous_conv2d(x, weight, bias, scale, residual, stride, padding, dilation, relu, keep_packed=True)
+    return _atrous_conv2d(*arguments, keep_packed=True)
 
 
 def _atrous_conv2d(
