@@ -49,12 +49,6 @@ std::vector<BranchWeight> views_of(const std::vector<Tensor>& weights) {
   return views;
 }
 
-void check_vector(const std::optional<Tensor>& vector, const char* name, int64_t size) {
-  check(!vector.has_value() || (vector->scalar_type() == ScalarType::Float && vector->dim() == 1 &&
-                                vector->size(0) == size && vector->is_contiguous()),
-        std::string(name) + ": should be (K,), float32 and contiguous");
-}
-
 Tensor aspp_sum_pack(std::vector<Tensor> weights, std::vector<int64_t> rates) {
   check(!weights.empty(), "weights: should be at least one");
   const std::vector<Branch> branches = branches_of(kernels_of(weights), rates);
@@ -77,11 +71,10 @@ void aspp_sum_cpu(const Tensor& x, const Tensor& packed, std::optional<Tensor> b
   check(packed.scalar_type() == ScalarType::Float && packed.dim() == 1 &&
             packed.size(0) == aspp_packed_size(branches, output.channels, input.channels),
         "packed: should be what aspp_sum_pack returns for these sizes");
-  check_vector(bias, "bias", output.channels);
+  const float* offsets = vector_of(bias, "bias", output.channels);
   if (input.batch * input.pixels() == 0) return;
   TorchThreads threads;
-  aspp_forward(branches, input, packed.const_data_ptr<float>(),
-               bias.has_value() ? bias->const_data_ptr<float>() : nullptr, output, threads);
+  aspp_forward(branches, input, packed.const_data_ptr<float>(), offsets, output, threads);
 }
 
 void aspp_sum_backward_x_cpu(const Tensor& grad, std::vector<Tensor> weights, std::vector<int64_t> rates, Tensor to_x) {
@@ -127,10 +120,9 @@ void aspp_shift_sum_cpu(const Tensor& products, std::optional<Tensor> bias, std:
             products.size(1) == output.height && products.size(2) == output.width &&
             products.size(3) == taps * output.channels,
         "products: should be (N, H, W, taps * K), contiguous, to go with out");
-  check_vector(bias, "bias", output.channels);
+  const float* offsets = vector_of(bias, "bias", output.channels);
   TorchThreads threads;
-  aspp_shift_sum(branches, products.const_data_ptr(), element_of(products, "products"),
-                 bias.has_value() ? bias->const_data_ptr<float>() : nullptr, output, threads);
+  aspp_shift_sum(branches, products.const_data_ptr(), element_of(products, "products"), offsets, output, threads);
 }
 
 void aspp_shift_gather_cpu(const Tensor& grad, std::vector<int64_t> kernels, std::vector<int64_t> rates,

@@ -1,38 +1,21 @@
 // The torch door: CPU kernels of the ops, on LibTorch's stable ABI. Schemas, shape checks with full messages, fake
-// kernels and gradients are in deeplab_fast/ops.py; here every argument is checked once more before a pointer is used.
+// kernels and gradients are in deeplab_fast/ops; here every argument is checked once more before a pointer is used.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "dense_crf.h"
 #include "lattice.h"
 #include "lattice_geometry.h"
+#include "torch_door.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using namespace deeplab_fast;
-
-// torch's own threads: the count torch.set_num_threads gave.
-class TorchThreads final : public Parallel {
- public:
-  void run(int64_t count, Task task, void* context) override {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) task(context, i);
-    });
-  }
-  int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
-};
-
-void check(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 // float32 and contiguous, whatever it was; float64 is for the reference.
 Tensor to_float(const Tensor& tensor, const char* name) {

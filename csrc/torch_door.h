@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -48,6 +49,15 @@ inline Maps maps_of(const Tensor& tensor, const char* name) {
 }
 inline MutableMaps mutable_maps_of(Tensor& tensor, const char* name) {
   return maps_from<void*>(tensor, tensor.mutable_data_ptr(), name);
+}
+
+// One float a channel; null where there is none.
+inline const float* vector_of(const std::optional<Tensor>& vector, const char* name, int64_t size) {
+  if (!vector.has_value()) return nullptr;
+  check(vector->scalar_type() == ScalarType::Float && vector->dim() == 1 && vector->size(0) == size &&
+            vector->is_contiguous(),
+        std::string(name) + ": should be (K,), float32 and contiguous");
+  return vector->const_data_ptr<float>();
 }
 
 }  // namespace deeplab_fast

@@ -13,14 +13,6 @@ namespace {
 
 using namespace deeplab_fast;
 
-const float* vector_of(const std::optional<Tensor>& vector, const char* name, int64_t size) {
-  if (!vector.has_value()) return nullptr;
-  check(vector->scalar_type() == ScalarType::Float && vector->dim() == 1 && vector->size(0) == size &&
-            vector->is_contiguous(),
-        std::string(name) + ": should be (K,), float32 and contiguous");
-  return vector->const_data_ptr<float>();
-}
-
 template <class Pointer>
 void check_float(const MapsOf<Pointer>& maps, const char* name) {
   check(maps.element == Element::kFloat, std::string(name) + ": dtype should be float32");

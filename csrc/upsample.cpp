@@ -1,7 +1,6 @@
 #include "upsample.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -50,16 +49,6 @@ ScoreRowOf<To> row_of(const ScoresOf<Pointer>& scores, int64_t n, int64_t y) {
 int64_t tile_width_for(int64_t classes, int64_t tiles) {
   const int64_t columns = 8192 / (classes * tiles) / kOverrun * kOverrun;
   return std::clamp<int64_t>(columns, kOverrun, 256);
-}
-
-// As share_out, with memory that each thread makes once: body(i, memory).
-template <class Make, class Body>
-void share_out_with(Parallel& parallel, int64_t count, Make&& make, Body&& body) {
-  std::atomic<int64_t> next{0};
-  parallel_for(parallel, std::min<int64_t>(parallel.threads(), count), [&](int64_t) {
-    auto memory = make();
-    for (int64_t i = next++; i < count; i = next++) body(i, memory);
-  });
 }
 
 // What ColumnTaps points to.

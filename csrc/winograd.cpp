@@ -1,7 +1,6 @@
 #include "winograd.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -242,13 +241,9 @@ void winograd_forward(const Maps& x, const float* packed, const float* bias, con
   const bool direct = out.stride_c == 1;
   convolution.out = direct ? rows_of<float*>(out) : rows_in(out_memory, out);
 
-  const int64_t blocks = convolution.blocks(), workers = std::min<int64_t>(parallel.threads(), blocks);
-  Buffer<float> scratch(workers * convolution.scratch());
-  std::atomic<int64_t> next{0};
-  parallel_for(parallel, workers, [&](int64_t worker) {
-    float* own = scratch.data() + worker * convolution.scratch();
-    for (int64_t block = next++; block < blocks; block = next++) convolution.run(block, own);
-  });
+  const auto make = [&] { return Buffer<float>(convolution.scratch()); };
+  share_out_with(parallel, convolution.blocks(), make,
+                 [&](int64_t block, Buffer<float>& scratch) { convolution.run(block, scratch.data()); });
   if (direct) return;
   parallel_for(parallel, out.batch * out.height, [&](int64_t i) {
     unpack_row(out_memory.data() + i * out.width * out.channels, out.channels, i / out.height, i % out.height, 0,

@@ -1,4 +1,4 @@
-"""What the convolution and upsampling ops accept: checks of shapes, dtypes and devices that name the argument.
+"""What the convolution and upsampling ops accept and return: checks of shapes, dtypes and devices; size and format.
 
 Nothing here looks at elements, so the checks also run on the tensors without data that `torch.compile` traces with.
 """
@@ -91,6 +91,12 @@ def output_size(
         for a in range(2)
     )
     return height, width
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """The format that an output gets which follows `x`: channels_last if `x` is that only, else contiguous."""
+    last = torch.channels_last
+    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
 
 
 def pair(name: str, value: Pair, least: int) -> list[int]:

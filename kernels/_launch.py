@@ -8,14 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
+from deeplab_fast._conv_arguments import format_of
 from deeplab_fast.kernels.choices import Tile
 
 LAST = torch.channels_last
-
-
-def format_of(x: Tensor) -> torch.memory_format:
-    """The format of an output which follows `x`: channels_last if `x` is that only, else contiguous."""
-    return LAST if x.is_contiguous(memory_format=LAST) and not x.is_contiguous() else torch.contiguous_format
 
 
 def map_strides(maps: Tensor) -> tuple[int, int, int]:

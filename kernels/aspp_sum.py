@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeplab_fast.kernels._launch import fits_32_bits, format_of, is_wide, map_strides, pixel_rows, tile_options
+from deeplab_fast._conv_arguments import format_of
+from deeplab_fast.kernels._launch import fits_32_bits, is_wide, map_strides, pixel_rows, tile_options
 from deeplab_fast.kernels.choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, processors_of, tile_for
 from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeplab_fast.kernels._launch import LAST, fits_32_bits, format_of, is_wide, map_strides, tile_options
+from deeplab_fast._conv_arguments import format_of, output_size
+from deeplab_fast.kernels._launch import LAST, fits_32_bits, is_wide, map_strides, tile_options
 from deeplab_fast.kernels.choices import ALIGNMENT, Tile, arithmetic_of, path_for, processors_of, tile_for
 from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
 
@@ -162,7 +163,7 @@ def forward(
     tile: instead of those of the tables.
     """
     packed = pack(weight, x.dtype) if packed is None else packed
-    size = _output_size(x, weight, stride, padding, dilation)
+    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
     shape = "unaligned" if x.shape[1] % ALIGNMENT else "plain"
     path = path or path_for("atrous_conv2d", arithmetic_of(x), shape)
     with torch.cuda.device_of(x):
@@ -321,16 +322,6 @@ def _vector(vector: Tensor | None) -> Tensor | None:
 
 def _like(residual: Tensor | None, out: Tensor) -> Tensor | None:
     return None if residual is None else residual.contiguous(memory_format=format_of(out))
-
-
-def _output_size(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, ...]:
-    sides = [
-        (x.shape[a] + 2 * padding[a - 2] - dilation[a - 2] * (weight.shape[a] - 1) - 1) // stride[a - 2] + 1
-        for a in (2, 3)
-    ]
-    return x.shape[0], weight.shape[0], *sides
 
 
 def _fits(maps: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:

@@ -53,5 +53,5 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(_registry, "kernels_wanted", lambda: False)
         monkeypatch.setattr(lattice, "_compiled", lambda: None)
     elif not _native.load():
-        pytest.skip("the compiled library is not there")
+        pytest.skip("the compiled library is not there")  # built without a compiler: then only the reference counts
     return request.param

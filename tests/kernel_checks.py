@@ -7,9 +7,8 @@ from conv_samples import AsppSample, AtrousSample, assert_accurate, centred, sto
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from deeplab_fast._conv_arguments import check_atrous_arguments, output_size
+from deeplab_fast._conv_arguments import check_atrous_arguments, format_of, output_size
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d
-from deeplab_fast.kernels._launch import format_of
 from deeplab_fast.kernels.choices import Tile
 from deeplab_fast.reference.convolution import same_padding
 

@@ -13,6 +13,7 @@ from test_patch import used
 from torch import Tensor, nn
 
 import deeplab_fast
+from deeplab_fast.ops import paths
 from deeplab_fast.patching import accelerating
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -154,7 +155,7 @@ def test_dtype_of_the_processor(has_bfloat16: bool, monkeypatch: pytest.MonkeyPa
 def test_emulated_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(accelerating.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(paths.platform, "machine", lambda: "x86_64")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     assert not accelerating.computes_in_bfloat16(cpu)

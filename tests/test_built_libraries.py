@@ -47,7 +47,7 @@ def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: s
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
 @pytest.mark.parametrize("library", [_native.CPU_LIBRARY, _native.CUDA_LIBRARY], ids=["cpu", "cuda"])
 def test_only_the_stable_abi_is_used(library: Path):
-    if not library.exists():
+    if not library.exists():  # it is optional: a machine may have no compiler, or no nvcc
         pytest.skip(f"{library.name} is not built")
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True

@@ -46,6 +46,7 @@ def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 
 
 def skip_repeated(sample: AsppSample | AtrousSample, tf32: bool) -> None:
+    """The two settings make no difference to 16-bit samples: the second time would be the same test."""
     if sample.dtype != torch.float32 and not tf32:
         pytest.skip("only float32 is multiplied in two ways")
 

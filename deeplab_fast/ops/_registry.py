@@ -12,12 +12,13 @@ is contiguous. The functions in `deeplab_fast` give the output the input's memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from deeplab_fast import _native
+from deeplab_fast._conv_arguments import format_of as format_of
 
 OPS: dict[str, Callable[..., Tensor]] = {}
 
@@ -66,10 +67,10 @@ def define_convolution(name: str, body: Callable, cpu: Callable, cuda: Callable,
     OPS[name] = getattr(torch.ops.deeplab_fast, name).default
 
 
-def format_of(x: Tensor) -> torch.memory_format:
-    """The format that an output gets which follows `x`: channels_last if `x` is that only, else contiguous."""
-    last = torch.channels_last
-    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
+def empty_maps(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """(N, channels, *size), uninitialised, otherwise as `like`: batch, dtype, device, memory format."""
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format_of(like))
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
+from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
 from deeplab_fast.ops import _registry, cpu, cuda
 from deeplab_fast.reference import convolution
@@ -56,13 +57,11 @@ def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates:
 
 
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
-    size = (x.shape[0], weights[0].shape[0], *x.shape[2:])
-    return x.new_empty(size).contiguous(memory_format=_registry.format_of(x))
+    return _registry.empty_maps(x, weights[0].shape[0], x.shape[2:])
 
 
 def _backward_x_fake(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
-    size = (grad.shape[0], weights[0].shape[1], *grad.shape[2:])
-    return grad.new_empty(size).contiguous(memory_format=_registry.format_of(grad))
+    return _registry.empty_maps(grad, weights[0].shape[1], grad.shape[2:])
 
 
 def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
@@ -82,12 +81,8 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Te
     to_weights = [None] * len(weights)
     if any(need_weights):
         to_weights = _registry.OPS["aspp_sum_backward_weights"](grad, x, weights, ctx.rates)
-    to_bias = grad.sum((0, 2, 3), dtype=_sum_dtype(grad)).to(ctx.bias_dtype) if need_bias else None
+    to_bias = grad.sum((0, 2, 3), dtype=sum_dtype(grad)).to(ctx.bias_dtype) if need_bias else None
     return to_x, to_weights, to_bias, None
-
-
-def _sum_dtype(grad: Tensor) -> torch.dtype:
-    return torch.promote_types(grad.dtype, torch.float32)
 
 
 _registry.define_convolution(

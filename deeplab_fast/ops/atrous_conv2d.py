@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
+from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
 from deeplab_fast.ops import _registry, cpu, cuda
+from deeplab_fast.reference import convolution
 
 
 def atrous_conv2d(
@@ -83,18 +85,17 @@ def _forward_fake(
     dilation: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
-    return x.new_empty(size).contiguous(memory_format=_registry.format_of(x))
+    return _registry.empty_maps(x, weight.shape[0], output_size(x, weight, stride, padding, dilation))
 
 
 def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
-    masked = torch.where(out > 0, grad, 0).contiguous(memory_format=_registry.format_of(out))
-    return masked, masked.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+    masked, sums = convolution.relu_backward(grad, out)
+    return masked.contiguous(memory_format=_registry.format_of(out)), sums
 
 
 def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    sums = grad.new_empty(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+    sums = grad.new_empty(grad.shape[1], dtype=sum_dtype(grad))
     return grad.new_empty(grad.shape).contiguous(memory_format=_registry.format_of(out)), sums
 
 
@@ -110,7 +111,7 @@ def _backward_conv(
     need_weight: bool,
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
-    dtype = torch.promote_types(grad.dtype, torch.float32)
+    dtype = sum_dtype(grad)
     scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
     to_x, to_weight, _ = torch.ops.aten.convolution_backward(
         grad.to(dtype), x.to(dtype), scaled, None, stride, padding, dilation, False, [0, 0], 1,
@@ -131,7 +132,7 @@ def _backward_conv_fake(
     need_x: bool,
     need_weight: bool,
 ) -> list[Tensor]:
-    result = [x.new_empty(x.shape).contiguous(memory_format=_registry.format_of(x))] if need_x else []
+    result = [_registry.empty_maps(x, x.shape[1], x.shape[2:])] if need_x else []
     return [*result, weight.new_empty(weight.shape)] if need_weight else result
 
 
@@ -148,7 +149,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.relu:
         grad, sums = _registry.OPS["atrous_conv2d_backward_relu"](grad, out)
     elif need_bias:
-        sums = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+        sums = grad.sum((0, 2, 3), dtype=sum_dtype(grad))
     gradients = _registry.OPS["atrous_conv2d_backward"](
         grad, x, weight, scale, ctx.stride, ctx.padding, ctx.dilation, need_x, need_weight or need_scale
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast.ops._registry import format_of
+from deeplab_fast.ops._registry import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import (
     GEMM,
@@ -48,7 +48,7 @@ def _aspp_sum(
     path = aspp_path(x)
     if path == REFERENCE:
         return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
-    out = _empty(x, weights[0].shape[0], x.shape[2:])
+    out = empty_maps(x, weights[0].shape[0], x.shape[2:])
     if out.numel() == 0:
         return out
     kernels, both_rates = _shapes(weights, rates)
@@ -71,7 +71,7 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
     path = aspp_path(grad)
     if path == REFERENCE:
         return convolution.aspp_sum_backward_x(grad, weights, rates).contiguous(memory_format=format_of(grad))
-    out = _empty(grad, weights[0].shape[1], grad.shape[2:])
+    out = empty_maps(grad, weights[0].shape[1], grad.shape[2:])
     if out.numel() == 0:
         return out
     if path == GEMM:
@@ -167,7 +167,7 @@ def _atrous_conv2d(
         )
         return out.contiguous(memory_format=format_of(x))
     if path == WINOGRAD:
-        return _winograd(x, _scaled(weight, scale), bias, residual, dilation, relu)
+        return _winograd(x, weight, bias, scale, residual, dilation, relu)
     dtype = x.dtype if path == ONEDNN else torch.float32
     last = torch.channels_last
     geometry = (list(padding), list(stride), list(dilation), 1)
@@ -198,12 +198,18 @@ def _atrous_conv2d(
 
 
 def _winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: Sequence[int], relu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    dilation: Sequence[int],
+    relu: bool,
 ) -> Tensor:
     # Packing takes 2 to 8 % of the time, and packed weights nearly twice the memory of weights: they are not kept.
-    packed = _internal.winograd_pack_cpu(weight.float(), None)
+    bias, scale = (None if vector is None else vector.float().contiguous() for vector in (bias, scale))
+    packed = _internal.winograd_pack_cpu(weight.float(), scale)
     out = torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], dtype=torch.float32, memory_format=format_of(x))
-    bias = None if bias is None else bias.float().contiguous()
     residual = None if residual is None else residual.float()
     _internal.winograd_conv2d_cpu(x.float(), packed, bias, residual, relu, *dilation, out)
     return out.to(x.dtype)
@@ -224,10 +230,9 @@ def atrous_conv2d_backward(
     path = atrous_backward_path(grad, weight, stride, padding, dilation)
     to_x = to_weight = None
     # Where the stride is 1 and the padding "same", the gradient to x is a convolution with the turned kernel.
-    turned = weight.transpose(0, 1)
-    if need_x and x.numel() > 0 and atrous_path(grad, turned, stride, padding, dilation) == WINOGRAD:
+    if need_x and x.numel() > 0 and atrous_path(grad, weight.transpose(0, 1), stride, padding, dilation) == WINOGRAD:
         scaled = _scaled(weight, scale).transpose(0, 1).flip(2, 3)
-        to_x = _winograd(grad, scaled, None, None, dilation, relu=False)
+        to_x = _winograd(grad, scaled, None, None, None, dilation, relu=False)
     own_weight = need_weight and path in (TAPS, GEMM) and x.numel() > 0
     dtype = grad.dtype if path in (REFERENCE, ONEDNN) else torch.float32
     grad, x_in_dtype = grad.to(dtype), x.to(dtype)
@@ -250,9 +255,9 @@ def atrous_conv2d_backward(
 def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0, in the format of out; and its sum over N, H and W."""
     if aspp_path(out) == REFERENCE or grad.dtype != out.dtype or out.dtype == torch.float16:
-        masked = torch.where(out > 0, grad, 0).contiguous(memory_format=format_of(out))
-        return masked, masked.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
-    masked = _empty(out, out.shape[1], out.shape[2:])
+        masked, sums = convolution.relu_backward(grad, out)
+        return masked.contiguous(memory_format=format_of(out)), sums
+    masked = empty_maps(out, out.shape[1], out.shape[2:])
     sums = torch.empty(out.shape[1], dtype=torch.float32)
     _internal.relu_backward_cpu(grad, out, masked, sums)
     return masked, sums
@@ -284,7 +289,3 @@ def _native_like(out: Tensor) -> Tensor:
 
 def _back(native: Tensor, out: Tensor) -> Tensor:
     return out if native is out else out.copy_(native)
-
-
-def _empty(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    return torch.empty(like.shape[0], channels, *size, dtype=like.dtype, memory_format=format_of(like))

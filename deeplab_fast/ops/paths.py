@@ -20,8 +20,8 @@ is compiled, is the reference's.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,10 +32,15 @@ REFERENCE, TAPS, GEMM, WINOGRAD = "reference", "taps", "gemm", "winograd"
 ONEDNN, ONEDNN_FLOAT = "oneDNN", "oneDNN in float32"
 
 
-@cache
 def computes_in_bfloat16() -> bool:
-    """Whether this processor has matrix units or vectors for bfloat16; where it has not, torch is slow in it."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    """Whether this processor has instructions for bfloat16; where it has not, torch is slow in it."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # oneDNN emulates it on any AVX-512. The names are torch's own and may go.
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)
 
 
 def aspp_path(x: Tensor) -> str:

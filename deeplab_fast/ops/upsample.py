@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import _native, reference
+from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Size, check_upsample_arguments
 from deeplab_fast.ops import _registry
 
@@ -94,13 +95,12 @@ def _softmax_compiled(logits: Tensor, height: int, width: int) -> Tensor:
 
 def _empty_like_format(like: Tensor, height: int, width: int) -> Tensor:
     """Maps of a size, uninitialised, otherwise as `like`: batch, classes, dtype, memory format."""
-    size = (*like.shape[:2], height, width)
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_registry.format_of(like))
+    return _registry.empty_maps(like, like.shape[1], (height, width))
 
 
 def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
     """Gradient to logits of size height x width, from the one to the result `out`."""
-    dtype = torch.promote_types(grad.dtype, torch.float32)
+    dtype = sum_dtype(grad)
     size = [*out.shape[:2], height, width]
     if out.shape[0] == 0:
         return _empty_like_format(out, height, width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deeplab_fast.ops import paths
 from deeplab_fast.patching.conversion import REPORT, Enter, Leave
 from deeplab_fast.patching.patcher import patch, unpatch
 
@@ -64,13 +64,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    # oneDNN emulates it on any AVX-512. The names are torch's own and may go.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
+    return device.type == "cpu" and paths.computes_in_bfloat16()
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:

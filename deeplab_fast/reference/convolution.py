@@ -54,7 +54,7 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
 
 def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
     """Gradient of `aspp_sum` to each weight, in its dtype; of the weights only shape and dtype are looked at."""
-    dtype = torch.promote_types(grad.dtype, torch.float32)
+    dtype = sum_dtype(grad)
     return [
         conv2d_weight(x.to(dtype), weight.shape, grad.to(dtype), padding=same_padding(weight, rate), dilation=rate).to(
             weight.dtype
@@ -94,6 +94,12 @@ def atrous_conv2d(
     if residual is not None:
         out = out + residual.to(dtype)
     return (out.relu() if relu else out).to(x.dtype)
+
+
+def relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """grad (N, K, H, W) where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
+    masked = torch.where(out > 0, grad, 0)
+    return masked, masked.sum((0, 2, 3), dtype=sum_dtype(grad))
 
 
 def upsample_argmax(logits: Tensor, size: Size) -> Tensor:
