@@ -165,13 +165,6 @@ def test_compiles_with_inductor():
     assert torch.equal(torch.compile(refine, fullgraph=True)(prob), refine(prob))
 
 
-def test_no_gradient_yet(backend: str):
-    unary, *rest = SMALL.inputs()
-    Q = infer(unary.requires_grad_(), *rest)
-    with pytest.raises(NotImplementedError, match="dense_crf: there is no gradient yet"):
-        Q.sum().backward()
-
-
 # --- Errors --------------------------------------------------------------------------------------------------------
 
 GOOD = {"unary": (2, 3, 4, 5), "features": (2, 2, 4, 5), "compat": 3.0, "iterations": 2, "normalization": 3}

@@ -111,13 +111,6 @@ def test_gradient_is_the_adjoint(sample: FilterSample, backend: str):
         assert error <= 8 * torch.finfo(values.dtype).eps * expected.abs().max()
 
 
-def test_no_gradient_to_features_yet(backend: str):
-    values, features = SMALL.inputs()
-    out = deeplab_fast.permutohedral_filter(values.requires_grad_(), features.requires_grad_())
-    with pytest.raises(NotImplementedError, match=r"no gradient with respect to features yet; pass features\.detach"):
-        out.sum().backward()
-
-
 # --- Errors --------------------------------------------------------------------------------------------------------
 
 

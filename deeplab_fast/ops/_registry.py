@@ -20,7 +20,7 @@ from torch import Tensor
 from deeplab_fast import _native
 from deeplab_fast._conv_arguments import format_of as format_of
 
-OPS: dict[str, Callable[..., Tensor]] = {}
+OPS: dict[str, Callable] = {}
 
 
 def kernels_wanted() -> bool:
@@ -33,16 +33,23 @@ def kernels_loaded() -> bool:
     return kernels_wanted() and _native.load()
 
 
-def define(name: str, body: Callable[..., Tensor], setup_context: Callable, backward: Callable) -> None:
-    """Define the ops `name` and `name`_reference, with an output that has the shape and dtype of the first input."""
+def define(
+    name: str,
+    body: Callable,
+    fake: Callable | None = None,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+) -> None:
+    """Define the ops `name` and `name`_reference; without `fake` the output has shape and dtype of the first input."""
     for op_name in (name, f"{name}_reference"):
         op = torch.library.custom_op(f"deeplab_fast::{op_name}", body, mutates_args=())
-        op.register_fake(lambda like, *_, **__: like.new_empty(like.shape))
-        op.register_autograd(backward, setup_context=setup_context)
+        op.register_fake(fake or (lambda like, *_, **__: like.new_empty(like.shape)))
+        if backward is not None:
+            op.register_autograd(backward, setup_context=setup_context)
         OPS[op_name] = op
 
 
-def choose(name: str, kernel_takes: bool) -> Callable[..., Tensor]:
+def choose(name: str, kernel_takes: bool) -> Callable:
     """The op itself, or its twin with the reference as its only kernel."""
     return OPS[name if kernel_takes and kernels_wanted() else f"{name}_reference"]
 

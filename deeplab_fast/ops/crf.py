@@ -1,8 +1,10 @@
-"""`permutohedral_filter` and `dense_crf`: the functions that users call, and their custom ops."""
+"""`permutohedral_filter` and `dense_crf`: the functions that users call, their custom ops and gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,10 @@ from deeplab_fast._arguments import (
     check_crf_arguments,
     check_filter_arguments,
     lattice_dtype,
+    sum_dtype,
 )
 from deeplab_fast.ops import _registry
+from deeplab_fast.reference import crf_backward
 
 KERNEL_DIMENSIONS = 64  # compiled kernels take as many feature dimensions
 
@@ -27,7 +31,8 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
 
     As in pydensecrf between its normalisations: alpha is included, nothing is divided by. Paper: Adams, Baek and Davis,
     "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010. Differentiable with respect to `values`
-    (the exact adjoint), not yet to `features`.
+    (the exact adjoint) and to `features` (through the barycentric weights; which vertices exist is taken as constant,
+    as it is but where a point changes simplices), once: there is no second derivative.
 
     Whether features are in range is looked at before filtering, which on a GPU makes the host wait for it.
 
@@ -44,7 +49,6 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
         TypeError: for a tensor that is not floating.
         ValueError: for shapes or devices that do not fit, NaN or infinite features, and lattice coordinates beyond
             ±32767.
-        NotImplementedError: in the backward pass, when `features` require a gradient.
     """
     check_filter_arguments(values, features)
     features = features.to(lattice_dtype(features, values))
@@ -59,12 +63,14 @@ def dense_crf(
     iterations: int,
     normalization: Normalization = NORMALIZE_SYMMETRIC,
     collapse: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
     """Mean-field inference in a fully connected CRF with Gaussian pairwise terms, with pydensecrf's semantics.
 
     Q = softmax(-unary), then `iterations` times Q = softmax(-unary - sum_k compat_k(filter_k(Q))). Paper: Krähenbühl
     and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", 2011, algorithm 1. Lattices
-    are built once. Not differentiable yet.
+    are built once. Differentiable, once, with respect to `unary`, `compat` and `features` (as `permutohedral_filter`
+    is, the normalisation included), hence to the image and the standard deviations they are made of.
 
     Whether features are in range is looked at before inference, which on a GPU makes the host wait for it.
 
@@ -79,7 +85,9 @@ def dense_crf(
         normalization: of the kernel, "symmetric", "before", "after", "none" or pydensecrf's number for it; or a
             sequence of such, one a kernel.
         collapse: 0 computes every label exactly (labels of identical energies once). With a probability above 0, labels
-            that are proven to stay below it everywhere are computed together.
+            that are proven to stay below it everywhere are computed together; not where a gradient is needed.
+        recompute: for a gradient, Q of every iteration is kept until the backward pass; with True nothing is, and the
+            backward pass infers again, holding about 2·sqrt(iterations) of them. The gradient is the same.
 
     Returns:
         Q (N, K, *S), the marginals: dtype and memory format of `unary`. Sums are in its dtype, but for 16-bit ones in
@@ -89,12 +97,16 @@ def dense_crf(
         TypeError: for a tensor that is not floating, or iterations that are no integer.
         ValueError: for shapes or devices that do not fit, numbers out of range, NaN or infinite features, and lattice
             coordinates beyond ±32767.
-        NotImplementedError: in the backward pass.
     """
     features, compats, numbers = check_crf_arguments(unary, features, compat, iterations, normalization, collapse)
-    op = _op("dense_crf", unary, features)
-    arguments = (unary, features, compats, int(iterations), numbers, float(collapse))
-    return _registry.in_format_of(unary, _call(op, features, *arguments))
+    arguments = (unary, features, compats, int(iterations), numbers)
+    if _registry.is_inference(unary, *features, *compats):
+        Q = _call(_op("dense_crf", unary, features), features, *arguments, float(collapse))
+    elif recompute:
+        Q = _call(_op("dense_crf", unary, features), features, *arguments)
+    else:
+        Q, _ = _call(_op("dense_crf_history", unary, features), features, *arguments)
+    return _registry.in_format_of(unary, Q)
 
 
 # --- Calling -------------------------------------------------------------------------------------------------------
@@ -105,11 +117,11 @@ def _kernel_takes(maps: Tensor, features: Sequence[Tensor]) -> bool:
     return maps.dtype != torch.float64 and all(f.shape[1] <= KERNEL_DIMENSIONS for f in features)
 
 
-def _op(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable[..., Tensor]:
+def _op(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable:
     return _registry.choose(name, _kernel_takes(maps, features))
 
 
-def _call(op: Callable[..., Tensor], features: Sequence[Tensor], *arguments: object) -> Tensor:
+def _call(op: Callable, features: Sequence[Tensor], *arguments: object) -> Any:
     try:
         return op(*arguments)
     except RuntimeError:
@@ -120,26 +132,44 @@ def _call(op: Callable[..., Tensor], features: Sequence[Tensor], *arguments: obj
         raise
 
 
-# --- Ops -----------------------------------------------------------------------------------------------------------
+# --- Ops: permutohedral_filter -------------------------------------------------------------------------------------
 
 
 def _permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False) -> Tensor:
     return reference.permutohedral_filter(values, features, reverse).contiguous()
 
 
+def _filter_backward_features(grad: Tensor, values: Tensor, features: Tensor, reverse: bool = False) -> Tensor:
+    return crf_backward.permutohedral_filter_backward_features(grad, values, features, reverse).contiguous()
+
+
 def _filter_setup_context(ctx, inputs, output) -> None:
-    _, features, ctx.reverse = inputs
-    ctx.save_for_backward(features)
+    values, features, ctx.reverse = inputs
+    ctx.save_for_backward(values if ctx.needs_input_grad[1] else None, features)
 
 
-def _filter_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+def _filter_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    values, features = ctx.saved_tensors
+    to_values = to_features = None
+    if ctx.needs_input_grad[0]:
+        to_values = _op("permutohedral_filter", grad, [features])(grad, features, not ctx.reverse)
     if ctx.needs_input_grad[1]:
-        raise NotImplementedError(
-            "permutohedral_filter: there is no gradient with respect to features yet; pass features.detach()"
-        )
-    (features,) = ctx.saved_tensors
-    op = _op("permutohedral_filter", grad, [features])
-    return op(grad, features, not ctx.reverse), None, None
+        op = _op("permutohedral_filter_backward_features", grad, [features])
+        to_features = op(grad, values, features, ctx.reverse)
+    return to_values, to_features, None
+
+
+_registry.define(
+    "permutohedral_filter", _permutohedral_filter, setup_context=_filter_setup_context, backward=_filter_backward
+)
+_registry.define(
+    "permutohedral_filter_backward_features",
+    _filter_backward_features,
+    fake=lambda grad, values, features, reverse=False: _sums(features),
+)
+
+
+# --- Ops: dense_crf ------------------------------------------------------------------------------------------------
 
 
 def _dense_crf(
@@ -153,9 +183,74 @@ def _dense_crf(
     return reference.dense_crf(unary, features, list(compat), iterations, normalization, collapse).contiguous()
 
 
-def _crf_backward(ctx, grad: Tensor) -> None:
-    raise NotImplementedError("dense_crf: there is no gradient yet; call it under torch.no_grad() or detach its inputs")
+def _dense_crf_history(
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compat: Sequence[Tensor],
+    iterations: int,
+    normalization: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    Q, history = crf_backward.dense_crf_history(unary, features, compat, iterations, normalization)
+    return Q.contiguous(), history
 
 
-_registry.define("permutohedral_filter", _permutohedral_filter, _filter_setup_context, _filter_backward)
-_registry.define("dense_crf", _dense_crf, lambda ctx, inputs, output: None, _crf_backward)
+def _dense_crf_backward(
+    grad: Tensor,
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compat: Sequence[Tensor],
+    iterations: int,
+    normalization: Sequence[int],
+    history: Tensor | None,
+    need_features: bool,
+    need_compat: bool,
+) -> list[Tensor]:
+    gradients = crf_backward.dense_crf_backward(
+        grad, unary, features, compat, iterations, normalization, history, need_features, need_compat
+    )
+    return [gradient.contiguous() for gradient in gradients]
+
+
+def _sums(like: Tensor) -> Tensor:
+    """An empty tensor in the shape of `like` and the dtype of its sums."""
+    return like.new_empty(like.shape, dtype=sum_dtype(like))
+
+
+def _history_fake(unary, features, compat, iterations, normalization) -> tuple[Tensor, Tensor]:
+    shape = (unary.shape[0], iterations, math.prod(unary.shape[2:]), unary.shape[1])
+    return unary.new_empty(unary.shape), unary.new_empty(shape, dtype=sum_dtype(unary))
+
+
+def _backward_fake(
+    grad, unary, features, compat, iterations, normalization, history, need_features, need_compat
+) -> list[Tensor]:
+    sums = [*(features if need_features else ()), *(compat if need_compat else ())]
+    return [unary.new_empty(unary.shape), *(_sums(tensor) for tensor in sums)]
+
+
+def _crf_setup_context(ctx, inputs, output) -> None:
+    unary, features, compat, ctx.iterations, ctx.normalization, *_ = inputs
+    history = output[1] if isinstance(output, tuple) else None
+    ctx.kernels = len(features)
+    ctx.save_for_backward(unary, history, *features, *compat)
+
+
+def _crf_backward(ctx, grad: Tensor, _history_grad: Tensor | None = None) -> tuple:
+    unary, history, *rest = ctx.saved_tensors
+    features, compat = rest[: ctx.kernels], rest[ctx.kernels :]
+    need_features, need_compat = any(ctx.needs_input_grad[1]), any(ctx.needs_input_grad[2])
+    to_unary, *others = _op("dense_crf_backward", unary, features)(
+        grad, unary, features, compat, ctx.iterations, ctx.normalization, history, need_features, need_compat
+    )
+    none = [None] * ctx.kernels
+    to_features = others[: ctx.kernels] if need_features else none
+    to_compat = others[-ctx.kernels :] if need_compat else none
+    gradients = (to_unary, to_features, to_compat)
+    # As many as arguments were given: torch counts no argument left at its default here.
+    return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
+
+
+_autograd = {"setup_context": _crf_setup_context, "backward": _crf_backward}
+_registry.define("dense_crf", _dense_crf, **_autograd)
+_registry.define("dense_crf_history", _dense_crf_history, fake=_history_fake, **_autograd)
+_registry.define("dense_crf_backward", _dense_crf_backward, fake=_backward_fake)

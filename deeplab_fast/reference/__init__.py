@@ -20,6 +20,11 @@ from deeplab_fast.reference.crf import (
     mean_field_step,
     permutohedral_filter,
 )
+from deeplab_fast.reference.crf_backward import (
+    dense_crf_backward,
+    dense_crf_history,
+    permutohedral_filter_backward_features,
+)
 
 __all__ = [
     "NORMALIZE_AFTER",
@@ -33,8 +38,11 @@ __all__ = [
     "build_kernel",
     "build_lattice",
     "dense_crf",
+    "dense_crf_backward",
+    "dense_crf_history",
     "mean_field_step",
     "permutohedral_filter",
+    "permutohedral_filter_backward_features",
     "upsample_argmax",
     "upsample_softmax",
 ]

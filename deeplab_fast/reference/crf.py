@@ -4,7 +4,8 @@ Permutohedral lattice: Adams, Baek and Davis, "Fast High-Dimensional Filtering U
 Eurographics 2010 (here: Adams). Dense CRF: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
 Gaussian Edge Potentials", NIPS 2011 (here: Krähenbühl).
 
-Differentiable with respect to `values`, `unary` and `compat`, not to `features`.
+All of it is differentiable by autograd, to features as well; `deeplab_fast.reference.crf_backward` has the same
+gradients written out.
 
 Letters: N batch, C channels, K classes (labels), D feature dimensions, *S the spatial axes, P the points of one
 image (the product of S), M the vertices of its lattice. Tables inside are (P, C) and (M, C), as rows are gathered.
@@ -49,7 +50,7 @@ class Lattice:
 
     Attributes:
         vertices: (P, D+1) int64, the simplex around each point: rows of `keys`, by remainder 0..D.
-        barycentric: (P, D+1), dtype of the features: weights of these vertices, summing to 1.
+        barycentric: (P, D+1), dtype of the features: weights of these vertices, summing to 1. Differentiable to them.
         neighbours: (D+1, 2, M) int64, rows of `keys` on both sides along each axis; M where there is none.
         keys: (M, D) int64, the vertices' lattice coordinates; the last, coordinate D, is minus their sum.
     """
@@ -115,29 +116,34 @@ def build_lattice(features: Tensor) -> Lattice:
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features: shape is {shape_of(features)}, should be (D, P) with D and P at least 1")
     check_floating("features", features)
-    features = features.detach().to(sum_dtype(features))
+    features = features.to(sum_dtype(features))
     points = features.shape[1]
     if not torch.isfinite(features).all():
         raise ValueError("features: there are NaN or infinite values, all should be finite")
     if points % POINTS_AT_ONCE != 0:
         features = torch.cat([features, features.new_zeros(len(features), 1)], dim=1)
 
-    elevated = _elevate(features)
-    cell, rank = _find_simplex(elevated)
+    elevated = elevate(features)
+    cell, rank = find_simplex(elevated.detach())  # which are constant but where points change simplices
     barycentric = _barycentric(elevated, cell, rank)
     index = _KeyIndex(_simplex_keys(cell, rank))
     return Lattice(index.rows[:points], barycentric[:points], _find_neighbours(index), index.keys)
 
 
-def _elevate(features: Tensor) -> Tensor:
+def embedding_scales(dimensions: int, dtype: torch.dtype) -> list[float]:
+    """The diagonal of the embedding E (Adams, page 5), in units of the blur's standard deviation (page 6)."""
+    deviation = _rounded(math.sqrt(2 / 3) * (dimensions + 1), dtype)
+    return [_rounded(1 / math.sqrt(i * (i + 1)) * deviation, dtype) for i in range(1, dimensions + 1)]
+
+
+def elevate(features: Tensor) -> Tensor:
     """Embed (D, P) in the hyperplane where the D+1 coordinates sum to zero: (D+1, P), y = E x (Adams, page 5)."""
     dimensions = len(features)
-    deviation = _rounded(math.sqrt(2 / 3) * (dimensions + 1), features.dtype)  # of the blur (Adams, page 6)
+    scales = embedding_scales(dimensions, features.dtype)
     elevated = [features[0]] * (dimensions + 1)
     total = torch.zeros_like(features[0])
     for i in range(dimensions, 0, -1):
-        scale = _rounded(1 / math.sqrt(i * (i + 1)) * deviation, features.dtype)
-        scaled = features[i - 1] * scale
+        scaled = features[i - 1] * scales[i - 1]
         elevated[i] = total - i * scaled
         total = total + scaled
     elevated[0] = total
@@ -148,7 +154,7 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
     return torch.tensor(number, dtype=dtype).item()
 
 
-def _find_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
+def find_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
     """The simplex around each point (Adams, section 3.1), both (D+1, P).
 
     Returns:
@@ -269,7 +275,7 @@ def permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False
         build_lattice(image_features).filter(image, reverse)
         for image, image_features in zip(images, features.flatten(2), strict=True)
     ]
-    return _like(filtered, values)
+    return in_shape_of(values, filtered)
 
 
 @dataclass(frozen=True)
@@ -290,8 +296,10 @@ class PairwiseKernel:
     def energy(self, Q: Tensor) -> Tensor:
         """Message passing and compatibility transform (Krähenbühl, algorithm 1): (P, K) -> (P, K)."""
         filtered = self.lattice.filter_rows(Q if self.before is None else self.before * Q)
-        if self.after is not None:
-            filtered = self.after * filtered
+        return self.transform(filtered if self.after is None else self.after * filtered)
+
+    def transform(self, filtered: Tensor) -> Tensor:
+        """The compatibility transform, (P, K) -> (P, K). It is symmetric, so its own adjoint."""
         if self.compat.ndim == 0:
             return -self.compat * filtered
         if self.compat.ndim == 1:
@@ -312,6 +320,16 @@ def build_kernel(features: Tensor, compat: Tensor, normalization: int) -> Pairwi
     return PairwiseKernel(lattice, before, after, compat)
 
 
+def build_kernels(
+    n: int, features: Sequence[Tensor], compats: Sequence[Tensor], normalizations: Sequence[int]
+) -> list[PairwiseKernel]:
+    """Those of image n; `features` are (N, D, *S)."""
+    return [
+        build_kernel(kernel_features[n].flatten(1), compat, number)
+        for kernel_features, compat, number in zip(features, compats, normalizations, strict=True)
+    ]
+
+
 def mean_field_step(Q: Tensor, unary: Tensor, kernels: Sequence[PairwiseKernel]) -> Tensor:
     """One iteration of Krähenbühl's algorithm 1: Q, unary (P, K) -> Q (P, K)."""
     energy = unary
@@ -327,6 +345,7 @@ def dense_crf(
     iterations: int,
     normalization: Normalization = NORMALIZE_SYMMETRIC,
     collapse: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
     """Mean-field inference in a fully connected CRF with Gaussian pairwise terms, with pydensecrf's semantics.
 
@@ -343,6 +362,7 @@ def dense_crf(
         normalization: "symmetric", "before", "after", "none" or pydensecrf's number for it; or a sequence of such.
         collapse: labels that are proven to stay below this probability everywhere may be computed together; the
             reference never does. 0 to below 1.
+        recompute: has no effect on the reference, whose gradients are autograd's.
 
     Returns:
         Q (N, K, *S), dtype and memory format of `unary`. Sums are in its dtype, but for 16-bit ones in float32.
@@ -358,18 +378,15 @@ def dense_crf(
     beliefs = []
     with torch.autocast(unary.device.type, enabled=False):
         for n, image_unary in enumerate(unary.flatten(2).transpose(1, 2).to(sum_dtype(unary))):
-            kernels = [
-                build_kernel(f[n].flatten(1), c, number)
-                for f, c, number in zip(features, compats, normalizations, strict=True)
-            ]
+            kernels = build_kernels(n, features, compats, normalizations)
             Q = torch.softmax(-image_unary, dim=1)
             for _ in range(iterations):
                 Q = mean_field_step(Q, image_unary, kernels)
             beliefs.append(Q.t())
-    return _like(beliefs, unary)
+    return in_shape_of(unary, beliefs)
 
 
-def _like(images: list[Tensor], like: Tensor) -> Tensor:
+def in_shape_of(like: Tensor, images: list[Tensor]) -> Tensor:
     """The images, (C, P) each, as one tensor of shape, dtype and memory format of `like`."""
     out = torch.empty_like(like)
     return out.copy_(torch.stack(images).reshape(like.shape)) if images else out
