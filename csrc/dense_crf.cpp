@@ -233,10 +233,10 @@ const UnaryRows& DenseCrf::unary_rows(bool every_label, Parallel& parallel) {
   return unary_of_every_label_;
 }
 
-void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
+void DenseCrf::inference(int iterations, float* q, Parallel& parallel, bool history) {
   const UnaryRows* unary = &unary_rows(!all_potts(), parallel);
   UnaryRows merged;
-  if (collapse_ > 0 && all_potts()) {
+  if (collapse_ > 0 && all_potts() && !history) {
     float bound = 0;
     for (const auto& pairwise : pairwise_) {
       const Buffer<float> ones = filter_ones(*pairwise, parallel);
@@ -245,13 +245,14 @@ void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
     merged = group_unlikely_labels(*unary, points_, collapse_, bound, parallel);
     if (merged.labels > 0) unary = &merged;
   }
-  if (unary->groups() == 2 && labels_ == 2 && all_potts()) return binary_inference(iterations, q, parallel);
+  if (!history && unary->groups() == 2 && labels_ == 2 && all_potts()) return binary_inference(iterations, q, parallel);
 
   Iterator iterator(*unary, pairwise_, *order_, parallel);
   PixelPass pass = iterator.make_pass();
   for (int i = 0; i <= iterations; ++i) {
     pass.slice = i > 0, pass.splat = i < iterations;
-    pass.out = i < iterations ? nullptr : q;
+    pass.out = i == iterations ? q : nullptr;
+    if (history) pass.out = i > 0 ? q + (i - 1) * points_ * labels_ : nullptr;
     iterator.run(pass);
     if (pass.splat) iterator.blur();
   }

@@ -40,6 +40,13 @@ struct Pairwise {
   Taps taps(int labels, int lanes, std::vector<float>& padded) const;
 };
 
+// Where gradients go; null, or empty: not wanted.
+struct CrfGradients {
+  float* unary;                  // [labels][points]
+  std::vector<float*> features;  // per kernel [dimensions][points]
+  std::vector<double*> compat;   // per kernel as its compat, a matrix symmetrised; added to
+};
+
 class DenseCrf {
  public:
   // `width`: of the image the points are, row by row, if they are one (a hint that makes it faster).
@@ -58,11 +65,16 @@ class DenseCrf {
   int64_t points() const { return points_; }
   int labels() const { return labels_; }
 
-  // q[i * labels + l], pixel-major.
-  void inference(int iterations, float* q, Parallel& parallel);
+  // q[i * labels + l], pixel-major. With `history`, Q after each of the iterations (at least one), one after another.
+  void inference(int iterations, float* q, Parallel& parallel, bool history = false);
   void start(float* q, Parallel& parallel);  // softmax(-U)
   void step(float* q, Parallel& parallel);   // one iteration, in place
   double kl_divergence(const float* q, Parallel& parallel);
+  // From the gradient to the last Q, grad[l * points + i], to those to what it was inferred from. `features` are those
+  // of the kernels, again; `history` is of inference(), or null: inferred again, from checkpoints.
+  // dense_crf_backward.cpp
+  void backward(int iterations, const float* grad, const float* history, const std::vector<const float*>& features,
+                const CrfGradients& out, Parallel& parallel);
 
  private:
   bool all_potts() const;

@@ -78,6 +78,16 @@ struct BinaryPass {
   float* out;  // [points][2] or null
 };
 
+// What a tile of points adds to the gradients of one pairwise term. Rows are [count][lanes].
+struct WeightGradient {
+  const float* sliced;    // rows: the gradient to what is sliced
+  const float* splatted;  // rows: what was splatted
+  const float* blurred;   // vertex rows: filtered, of what was splatted
+  const float* back;      // vertex rows: filtered in reverse, of the gradient
+  float scale;
+  float* weight_grad;  // [points][taps.count], added to
+};
+
 struct Isa {
   const char* name;
   // features[d * stride + i], i in [begin, begin + count), count <= kPointBlock
@@ -96,6 +106,19 @@ struct Isa {
   int (*pixel_pass_scratch)(int lanes);
   void (*pixel_pass)(const PixelPass& pass);
   void (*binary_pass)(const BinaryPass& pass);
+  // The backward pass, on rows [count][lanes] of a tile (mean_field_backward_isa.cpp).
+  // energy_grad = -q * (grad - <grad, q>), the gradient of q = softmax(-energy)
+  void (*softmax_backward)(int count, int lanes, const float* q, const float* grad, float* energy_grad);
+  // to[p] = factor[p] * from[p] (factor null: 1), added to what is there if `add`
+  void (*scale_rows)(int count, int lanes, const float* factor, const float* from, bool add, float* to);
+  // to[p] = from[p] * matrix, of [labels][lanes]; or with labels 0, of a diagonal [lanes]
+  void (*transform_rows)(int count, int labels, int lanes, const float* matrix, const float* from, float* to);
+  // sums[p] += scale * <a[p], b[p]>
+  void (*row_products)(int count, int lanes, float scale, const float* a, const float* b, float* sums);
+  // sums[lane] = sum over p of a[p][lane] * b[p][lane]; sums[l][lane] = sum over p of a[p][l] * b[p][lane]
+  void (*lane_products)(int count, int lanes, const float* a, const float* b, float* sums);
+  void (*outer_products)(int count, int labels, int lanes, const float* a, const float* b, float* sums);
+  void (*add_weight_gradient)(const Taps& taps, PointTile tile, int lanes, const WeightGradient& gradient);
   const PanelShape* panel_shape;
   void (*panel_product)(const PanelProduct& product);
   void (*dot_product)(const DotProduct& product);

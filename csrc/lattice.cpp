@@ -7,6 +7,7 @@
 #include "denormals.h"
 #include "lattice_geometry.h"
 #include "packing.h"
+#include "tile_rows.h"
 
 namespace deeplab_fast {
 namespace {
@@ -131,22 +132,6 @@ void Lattice::neighbours(int32_t* out) const {
     }
   }
 }
-
-namespace {
-
-// values[c][i] for c < channels -> tile[i][lanes], and back.
-constexpr int kMostLanes = 32;
-void gather_tile(const float* values, int64_t points, PointTile tile, int channels, int lanes, float* out) {
-  if (channels < lanes) std::memset(out, 0, sizeof(float) * tile.count * lanes);
-  for (int c = 0; c < channels; ++c)
-    for (int i = 0; i < tile.count; ++i) out[i * lanes + c] = values[c * points + tile.first + i];
-}
-void scatter_tile(const float* values, int64_t points, PointTile tile, int channels, int lanes, float* out) {
-  for (int c = 0; c < channels; ++c)
-    for (int i = 0; i < tile.count; ++i) out[c * points + tile.first + i] = values[i * lanes + c];
-}
-
-}  // namespace
 
 void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
             Parallel& parallel) {

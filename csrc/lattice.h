@@ -78,4 +78,12 @@ void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffe
 void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
             Parallel& parallel);
 
+// Gradients to features, features[d * points + i] (those of the lattice), in lattice_backward.cpp.
+// From one to the weights, weight_grad[points][taps]:
+void weights_to_features(const Lattice& lattice, const float* features, const float* weight_grad, float* feature_grad,
+                         Parallel& parallel);
+// From grad[c][i], that to filter(values):
+void filter_backward_features(const Lattice& lattice, const float* features, const float* grad, const float* values,
+                              int64_t channels, bool reverse, float* feature_grad, Parallel& parallel);
+
 }  // namespace deeplab_fast

@@ -94,4 +94,23 @@ DEEPLAB_FAST_HD void barycentric_weights(const float* by_rank, int dimensions, f
   for (int k = 1; k <= dimensions; ++k) weight[k] = by_rank[dimensions - k] - by_rank[dimensions - k + 1];
 }
 
+// From a gradient to the weights of a point's vertices, weight_grad[D+1], to one to its features, feature_grad[D].
+// Within a simplex the weights are linear in the features: the steps of barycentric_weights and locate_simplex in
+// reverse.
+//   rank[D+1] (locate_simplex), scale[D] (embedding_scale); scratch[D+1]
+template <class Rank>
+DEEPLAB_FAST_HD void weights_backward(const float* weight_grad, const Rank* rank, const float* scale, int D,
+                                      float* scratch, float* feature_grad, long stride) {
+  const float down = 1.0f / static_cast<float>(D + 1);
+  for (int i = 0; i <= D; ++i) {
+    const int r = static_cast<int>(rank[i]);
+    scratch[i] = (weight_grad[D - r] - weight_grad[r == 0 ? 0 : D - r + 1]) * down;
+  }
+  float sum = 0.0f;
+  for (int j = 1; j <= D; ++j) {
+    sum += scratch[j - 1];
+    feature_grad[(j - 1) * stride] = scale[j - 1] * (sum - static_cast<float>(j) * scratch[j]);
+  }
+}
+
 }  // namespace deeplab_fast

@@ -270,7 +270,7 @@ void binary_pass(const BinaryPass& pass) {
   }
 }
 
-// geometry_isa.cpp and rows_isa.cpp
+// geometry_isa.cpp, rows_isa.cpp, panel_isa.cpp and mean_field_backward_isa.cpp
 void locate(int, const float*, int64_t, int64_t, int, const float*, SimplexBlock);
 FeatureRange feature_range(const float*, int64_t);
 void splat(const Taps&, PointTile, int, const float*, float*);
@@ -278,6 +278,13 @@ void slice(const Taps&, PointTile, int, const float*, float*);
 void blur(const int32_t*, int64_t, int, int64_t, float*);
 void blur_row(const BlurRow&);
 void fold(const int32_t*, int64_t, int64_t, int64_t, int, float*);
+void softmax_backward(int, int, const float*, const float*, float*);
+void scale_rows(int, int, const float*, const float*, bool, float*);
+void transform_rows(int, int, int, const float*, const float*, float*);
+void row_products(int, int, float, const float*, const float*, float*);
+void lane_products(int, int, const float*, const float*, float*);
+void outer_products(int, int, int, const float*, const float*, float*);
+void add_weight_gradient(const Taps&, PointTile, int, const WeightGradient&);
 void panel_product(const PanelProduct&);
 void dot_product(const DotProduct&);
 void add_lanes(const float*, int64_t, float*);
@@ -297,6 +304,13 @@ const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME),
                 pixel_pass_scratch,
                 pixel_pass,
                 binary_pass,
+                softmax_backward,
+                scale_rows,
+                transform_rows,
+                row_products,
+                lane_products,
+                outer_products,
+                add_weight_gradient,
                 &panel_shape,
                 panel_product,
                 dot_product,

@@ -41,6 +41,26 @@ struct Problem {
   float sigma;
 };
 
+// All gradients of four iterations, with their history and without.
+std::vector<float> solve_backward(DenseCrf& crf, const Problem& problem, const std::vector<const float*>& features,
+                                  Parallel& pool) {
+  const int64_t points = crf.points(), size = points * problem.labels;
+  const std::vector<float> grad = random_floats(size, -1, 1);
+  std::vector<float> history(4 * size), result;
+  crf.inference(4, history.data(), pool, true);
+  for (const float* kept : {const_cast<const float*>(history.data()), static_cast<const float*>(nullptr)}) {
+    std::vector<float> unary(size), of_features(points * problem.dimensions), of_position(points * 2);
+    std::vector<double> compat(int64_t{problem.labels} * problem.labels), weight(1);
+    CrfGradients out{unary.data(), {of_features.data(), of_position.data()}, {compat.data(), weight.data()}};
+    crf.backward(4, grad.data(), kept, features, out, pool);
+    for (const auto& gradient : {unary, of_features, of_position, std::vector<float>(compat.begin(), compat.end())})
+      result.insert(result.end(), gradient.begin(), gradient.end());
+    crf.backward(0, grad.data(), kept, features, {unary.data(), {}, {}}, pool);
+  }
+  for (float value : result) require(std::isfinite(value), "a gradient is not finite");
+  return result;
+}
+
 std::vector<float> solve(const Problem& problem, int threads) {
   generator.seed(7);
   ThreadPool pool(threads);
@@ -63,6 +83,8 @@ std::vector<float> solve(const Problem& problem, int threads) {
   crf.start(stepped.data(), pool);
   crf.step(stepped.data(), pool);
   require(std::isfinite(crf.kl_divergence(stepped.data(), pool)), "the KL divergence is not finite");
+  const std::vector<float> gradients = solve_backward(crf, problem, {features.data(), position.data()}, pool);
+  q.insert(q.end(), gradients.begin(), gradients.end());
   return q;
 }
 
@@ -82,8 +104,12 @@ void check_filter(int dimensions, int channels, int64_t points) {
   const std::vector<float> values = random_floats(points * channels, 0, 1);
   const Lattice lattice(features.data(), dimensions, std::make_shared<VisitOrder>(points), pool);
   std::vector<float> out(points * channels);
-  for (bool reverse : {false, true})
+  std::vector<float> to_features(points * dimensions);
+  for (bool reverse : {false, true}) {
     filter(lattice, lattice.make_taps(), values.data(), channels, reverse, out.data(), pool);
+    filter_backward_features(lattice, features.data(), out.data(), values.data(), channels, reverse, to_features.data(),
+                             pool);
+  }
   std::vector<int32_t> keys(lattice.vertices * dimensions), neighbours(2 * lattice.taps * lattice.vertices);
   lattice.unpack_keys(keys.data());
   lattice.neighbours(neighbours.data());
