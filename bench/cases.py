@@ -44,9 +44,12 @@ class Case:
 
 
 def all_cases() -> Iterator[Case]:
-    from .convolution_cases import convolution_cases  # needs torch, which the dense CRF does not
+    # These need torch, which the dense CRF does not.
+    from .convolution_cases import convolution_cases
+    from .crf_gradient_cases import crf_gradient_cases
 
     yield from dense_crf_cases()
+    yield from crf_gradient_cases()
     yield from convolution_cases()
 
 

@@ -64,7 +64,9 @@ def test_preset_takes_overrides():
         ({"bi_w": float("inf")}, ValueError, "bi_w must be a finite number, was inf"),
         ({"iterations": -1}, ValueError, "iterations must not be negative, was -1"),
         ({"iterations": 2.5}, TypeError, r"iterations must be a whole number, was 2\.5"),
-        ({"learnable": True}, NotImplementedError, "learnable: is True, .* come with the gradients"),
+        ({"learnable": True}, ValueError, "num_classes: is None, should be the number of classes, at least 1"),
+        ({"learnable": True, "num_classes": 0}, ValueError, "num_classes: is 0, should be the number of classes"),
+        ({"num_classes": 3}, ValueError, "num_classes: is 3, should be left out"),
     ],
     ids=str,
 )
@@ -213,7 +215,7 @@ IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
         (IMAGE - 1.0, PROB, r"image: values are -1 to -1, should be in 0\.\.255, not normalised"),
         (IMAGE + 256.0, PROB, r"image: values are 256 to 256, should be in 0\.\.255"),
         (IMAGE + np.inf, PROB, r"image: values are inf to inf, should be in 0\.\.255"),
-        (IMAGE, torch.zeros(2, 4, 5, device="meta"), r"prob: device is meta, should be cpu, that of the image"),
+        (IMAGE, torch.zeros(2, 4, 5, device="meta"), r"prob: device is meta, should be cpu, that of image"),
     ],
 )
 def test_refuses_values(image, prob, message: str):

@@ -1,0 +1,102 @@
+"""What the layers of the dense CRF take: images, probabilities, and the features of pydensecrf's two kernels."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeplab_fast._arguments import shape_of
+
+
+def spatial_features(image: Tensor, std: float) -> Tensor:
+    """Of images (N, 3, H, W): (x, y) / std, float32 (N, 2, H, W), as pydensecrf's two-dimensional methods make them."""
+    size, device = image.shape[2:], image.device
+    y, x = torch.meshgrid(*(torch.arange(length, device=device, dtype=torch.float32) for length in size), indexing="ij")
+    return _divide(torch.stack([x, y]).expand(len(image), 2, *size), std)
+
+
+def bilateral_features(image: Tensor, xy_std: float, rgb_std: float) -> Tensor:
+    """Of images (N, 3, H, W) in 0..255: (x, y) / xy_std and (r, g, b) / rgb_std, float32 (N, 5, H, W)."""
+    return torch.cat([spatial_features(image, xy_std), _divide(image.float(), rgb_std)], dim=1)
+
+
+def _divide(tensor: Tensor, number: float) -> Tensor:
+    # By a number on the host, a GPU would multiply with its reciprocal, which rounds differently.
+    return tensor / torch.full((), number, dtype=tensor.dtype, device=tensor.device)
+
+
+def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
+    """As a tensor (3, H, W) or (N, 3, H, W), sharing memory; `name` is what errors call it."""
+    channels = -3
+    if isinstance(image, np.ndarray):
+        image, channels = _from_numpy(name, image), -1
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: is a {type(image).__name__}, should be a tensor or a numpy array")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{name}: dtype is {image.dtype}, should be uint8 or floating")
+    if image.ndim not in (3, 4) or image.shape[channels] != 3:
+        wanted = (
+            "(3, H, W) or (N, 3, H, W) for a tensor" if channels == -3 else "(H, W, 3) or (N, H, W, 3) for an array"
+        )
+        raise ValueError(f"{name}: shape is {shape_of(image)}, should be {wanted}")
+    return image if channels == -3 else image.movedim(-1, -3)
+
+
+def prob_tensor(prob: Tensor | np.ndarray, name: str = "prob") -> Tensor:
+    """As a tensor (K, H, W) or (N, K, H, W), sharing memory."""
+    if isinstance(prob, np.ndarray):
+        prob = _from_numpy(name, prob)
+    if not isinstance(prob, Tensor):
+        raise TypeError(f"{name}: is a {type(prob).__name__}, should be a tensor or a numpy array")
+    if not prob.is_floating_point():
+        raise TypeError(f"{name}: dtype is {prob.dtype}, should be floating")
+    if prob.ndim not in (3, 4) or 0 in prob.shape[-3:]:
+        raise ValueError(
+            f"{name}: shape is {shape_of(prob)}, should be (K, H, W) or (N, K, H, W) with K, H and W at least 1"
+        )
+    return prob
+
+
+def _from_numpy(name: str, array: np.ndarray) -> Tensor:
+    # torch refuses negative strides and other byte orders, and warns of arrays that cannot be written.
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise TypeError(f"{name}: dtype is {array.dtype}, should be floating") from error
+
+
+def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
+    """Raise ValueError where batches, sizes or devices of image and probabilities differ."""
+    image_name, name = names
+    if image.ndim != prob.ndim or image.shape[:-3] != prob.shape[:-3] or image.shape[-2:] != prob.shape[-2:]:
+        raise ValueError(
+            f"{name}: shape is {shape_of(prob)}, should have the batch, height and width of {image_name}, whose "
+            f"shape is {shape_of(image)} with channels before height and width"
+        )
+    if image.device != prob.device:
+        raise ValueError(f"{name}: device is {prob.device}, should be {image.device}, that of {image_name}")
+
+
+def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
+    """Raise ValueError for values outside 0..255 and 0..1; on a GPU the host waits for them."""
+    image_name, name = names
+    if prob.numel() == 0:
+        return
+    slack = 1e-3 if prob.dtype.itemsize > 2 else 1e-2  # what rounding explains
+    low, high = (bound.item() for bound in prob.detach().aminmax())
+    if not (low >= -slack and high <= 1 + slack):
+        raise ValueError(f"{name}: values are {low:.4g} to {high:.4g}, should be probabilities in 0..1")
+    if image.dtype == torch.uint8:
+        return
+    low, high = (bound.item() for bound in image.detach().aminmax())
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"{image_name}: values are {low:.4g} to {high:.4g}, should be in 0..255, not normalised")
+    if 0 < high <= 1:
+        warnings.warn(
+            f"{image_name}: no value is above {high:.4g}; colours are expected in 0..255, not in 0..1", stacklevel=4
+        )

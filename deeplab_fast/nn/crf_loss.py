@@ -1,0 +1,137 @@
+"""The dense-CRF regularised loss of weakly supervised segmentation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from deeplab_fast import ops
+from deeplab_fast._arguments import shape_of
+from deeplab_fast.nn.crf_inputs import bilateral_features, check_sizes, check_values, image_tensor, prob_tensor
+
+__all__ = ["DenseCRFLoss"]
+
+
+class DenseCRFLoss(nn.Module):
+    """Penalises probabilities that differ where the image does not: the pairwise energy of a dense CRF, relaxed.
+
+    Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation", ECCV 2018, equation 3. With S_k the
+    probabilities of class k inside the region of interest m (0 outside), and A the bilateral Gaussian filter
+    exp(-|f_i - f_j|²/2) as the permutohedral lattice computes it:
+
+        weight / N · -sum_k S_kᵀ A S_k
+
+    the form in use, not normalised: it is negative, and grows with the image. With `normalized=True`
+
+        weight · sum_k S_kᵀ (Â m - Â S_k) / sum m,   Â = D^-1/2 A D^-1/2,  D = A 1
+
+    which is about the chance that a pixel inside m and one of its neighbours, drawn by the kernel, are of different
+    classes: 0 to about 1, whatever the size of image and batch.
+
+    The lattice's filter is not exactly symmetric. The gradient is exact all the same, -(A + Aᵀ) S; implementations in
+    use take it for -2 A S.
+
+    Args:
+        weight: of the loss.
+        sigma_rgb: standard deviation of the kernel in colour, grey levels of 0..255.
+        sigma_xy: in position, pixels of the images given.
+        scale_factor: by which everything is resized first (0.5 takes a quarter of the time): images and regions to the
+            nearest pixel, probabilities bilinearly; `sigma_xy` is scaled with them.
+        normalized: see above.
+
+    Raises:
+        ValueError: if a standard deviation or the scale is not positive, or anything is not finite.
+
+    Example:
+        >>> loss = DenseCRFLoss(weight=2e-9, sigma_rgb=15, sigma_xy=100, scale_factor=0.5)
+        >>> loss(images, torch.softmax(logits, dim=1), rois).backward()
+    """
+
+    def __init__(self, weight: float, sigma_rgb: float, sigma_xy: float, scale_factor: float, normalized: bool = False):
+        super().__init__()
+        for name, value in {"sigma_rgb": sigma_rgb, "sigma_xy": sigma_xy, "scale_factor": scale_factor}.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: is {value}, should be positive and finite")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight: is {weight}, should be finite")
+        self.weight = weight
+        self.sigma_rgb = sigma_rgb
+        self.sigma_xy = sigma_xy
+        self.scale_factor = scale_factor
+        self.normalized = normalized
+
+    def extra_repr(self) -> str:
+        names = ("weight", "sigma_rgb", "sigma_xy", "scale_factor", "normalized")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def forward(self, images: Tensor, segmentations: Tensor, rois: Tensor | None = None) -> Tensor:
+        """The loss of a batch, all images and classes in one filtering.
+
+        Args:
+            images: (N, 3, H, W), RGB in 0..255, uint8 or floating.
+            segmentations: (N, K, H, W), floating: probabilities.
+            rois: (N, H, W), 1 (or True) inside the region of interest and 0 outside; or None for everything. A region
+                that is empty adds nothing.
+
+        Returns:
+            A number, (), float32; differentiable to `segmentations`, and to `images` if they require a gradient.
+
+        Raises:
+            TypeError: for other kinds or dtypes.
+            ValueError: for shapes or devices that do not fit, and values outside 0..255 and 0..1.
+        """
+        names = ("images", "segmentations")
+        images, segmentations = image_tensor(images, names[0]), prob_tensor(segmentations, names[1])
+        if segmentations.ndim != 4:
+            raise ValueError(f"segmentations: shape is {shape_of(segmentations)}, should be (N, K, H, W)")
+        check_sizes(images, segmentations, names)
+        _check_rois(rois, segmentations)
+        if min(int(size * self.scale_factor) for size in segmentations.shape[2:]) < 1:
+            raise ValueError(
+                f"segmentations: shape is {shape_of(segmentations)}, scaling by {self.scale_factor} leaves nothing"
+            )
+        if not torch.compiler.is_compiling():  # these look at values
+            check_values(images, segmentations, names)
+        with torch.autocast(segmentations.device.type, enabled=False):
+            segmentations = segmentations.float()
+            inside = torch.ones_like(segmentations[:, :1]) if rois is None else rois[:, None].float()
+            images, segmentations, inside = self._scaled(images.float(), segmentations, inside)
+            features = bilateral_features(images, self.sigma_xy * self.scale_factor, self.sigma_rgb)
+            energy = _normalized_energy if self.normalized else _energy
+            return self.weight * energy(segmentations * inside, inside, features)
+
+    def _scaled(self, images: Tensor, segmentations: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale = self.scale_factor
+        if scale == 1:
+            return images, segmentations, inside
+        return (
+            interpolate(images, scale_factor=scale, mode="nearest"),
+            interpolate(segmentations, scale_factor=scale, mode="bilinear", align_corners=False),
+            interpolate(inside, scale_factor=scale, mode="nearest"),
+        )
+
+
+def _energy(S: Tensor, inside: Tensor, features: Tensor) -> Tensor:
+    return -(S * ops.permutohedral_filter(S, features)).sum() / max(len(S), 1)
+
+
+def _normalized_energy(S: Tensor, inside: Tensor, features: Tensor) -> Tensor:
+    factor = (ops.permutohedral_filter(torch.ones_like(inside), features) + 1e-20).rsqrt()
+    filtered = factor * ops.permutohedral_filter(factor * torch.cat([S, inside], dim=1), features)
+    disagreement = S * (filtered[:, -1:] - filtered[:, :-1])
+    return disagreement.sum() / inside.sum().clamp(min=1)
+
+
+def _check_rois(rois: Tensor | None, segmentations: Tensor) -> None:
+    if rois is None:
+        return
+    if not isinstance(rois, Tensor):
+        raise TypeError(f"rois: is a {type(rois).__name__}, should be a tensor or None")
+    wanted = (segmentations.shape[0], *segmentations.shape[2:])
+    if shape_of(rois) != wanted:
+        raise ValueError(f"rois: shape is {shape_of(rois)}, should be {wanted}, to go with segmentations")
+    if rois.device != segmentations.device:
+        raise ValueError(f"rois: device is {rois.device}, should be {segmentations.device}, that of segmentations")
