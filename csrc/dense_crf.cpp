@@ -11,9 +11,34 @@
 namespace deeplab_fast {
 namespace {
 
-// Values on the vertices of one lattice: what is sliced from now, and what is splatted for the next iteration.
-struct VertexRows {
-  Buffer<float> blurred, next;
+// The vertex rows of all kernels, and the taps that point to them.
+class KernelRows {
+ public:
+  KernelRows(const std::vector<std::unique_ptr<Pairwise>>& pairwise, int lanes, Parallel& parallel)
+      : pairwise_(pairwise), lanes_(lanes), parallel_(parallel), rows_(pairwise.size()) {}
+
+  std::vector<Taps> taps;
+
+  // Call before splatting.
+  void prepare() {
+    for (size_t k = 0; k < rows_.size(); ++k) {
+      rows_[k].prepare(pairwise_[k]->kernel->lattice, lanes_);
+      taps[k].next = rows_[k].next.data();
+    }
+  }
+  // Filters what was splatted, so that the next pass can slice it.
+  void blur() {
+    for (size_t k = 0; k < rows_.size(); ++k) {
+      rows_[k].blur(pairwise_[k]->kernel->lattice, lanes_, false, parallel_);
+      taps[k].blurred = rows_[k].blurred.data();
+    }
+  }
+
+ private:
+  const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
+  int lanes_;
+  Parallel& parallel_;
+  std::vector<VertexRows> rows_;
 };
 
 // One filtering of ones with the normalisation's two factors: after * K(before).
@@ -70,19 +95,17 @@ class Iterator {
   Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, const VisitOrder& order,
            Parallel& parallel)
       : unary_(unary),
-        pairwise_(pairwise),
         order_(order),
         parallel_(parallel),
         lanes_(row_lanes(unary.groups())),
         multiplicity_(lanes_, 0.0f),
+        label_of_group_(unary.groups()),
         compat_(pairwise.size()),
-        rows_(pairwise.size()) {
+        rows_(pairwise, lanes_, parallel) {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
-    for (size_t k = 0; k < pairwise.size(); ++k) {
-      taps_.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
-      const int64_t size = pairwise[k]->kernel->lattice.rows() * lanes_;
-      rows_[k].next.reset(size);
-    }
+    for (int l = unary.labels - 1; l >= 0; --l) label_of_group_[unary.group_of_label[l]] = l;
+    for (size_t k = 0; k < pairwise.size(); ++k)
+      rows_.taps.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
   }
 
   PixelPass make_pass() const {
@@ -90,29 +113,31 @@ class Iterator {
     pass.labels = unary_.groups(), pass.lanes = lanes_;
     pass.negative_unary = unary_.negative.data();
     pass.multiplicity = multiplicity_.data();
-    pass.kernels = taps_.data(), pass.kernel_count = static_cast<int32_t>(taps_.size());
+    pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
     pass.normalize = true;
     pass.out_labels = unary_.labels;
     pass.lane_of_label = unary_.collapsed() ? unary_.group_of_label.data() : nullptr;
     return pass;
   }
 
-  // Splats rows that the caller has (instead of those a pass computes).
-  void splat(const float* q, int labels) {
-    prepare_next();
+  // Splats rows that the caller has, [points][labels] (instead of those a pass computes).
+  void splat(const float* q) {
+    rows_.prepare();
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       std::vector<float> padded(int64_t{VisitOrder::kTile} * lanes_);
       for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
-        for (int i = 0; i < tile->count; ++i) std::copy_n(q + (tile->first + i) * labels, labels, &padded[i * lanes_]);
-        for (const Taps& taps : taps_) isa().splat(taps, *tile, lanes_, padded.data(), taps.next);
+        for (int i = 0; i < tile->count; ++i)
+          for (int g = 0; g < unary_.groups(); ++g)
+            padded[i * lanes_ + g] = q[(tile->first + i) * unary_.labels + label_of_group_[g]];
+        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, lanes_, padded.data(), taps.next);
       }
     });
   }
 
   void run(PixelPass pass) {
-    if (pass.splat) prepare_next();
-    pass.kernels = taps_.data();
+    if (pass.splat) rows_.prepare();
+    pass.kernels = rows_.taps.data();
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       Buffer<float> scratch(isa().pixel_pass_scratch(lanes_));
@@ -121,35 +146,88 @@ class Iterator {
       isa().pixel_pass(part);
     });
   }
-
-  // Filters what was splatted, so that the next pass can slice it.
-  void blur() {
-    for (size_t k = 0; k < taps_.size(); ++k) {
-      fold_and_blur(pairwise_[k]->kernel->lattice, lanes_, rows_[k].next, rows_[k].blurred, false, parallel_);
-      std::swap(rows_[k].next, rows_[k].blurred);
-      taps_[k].blurred = rows_[k].blurred.data();
-    }
+  void run(bool slice, bool splat, float* out) {
+    PixelPass pass = make_pass();
+    pass.slice = slice, pass.splat = splat, pass.out = out;
+    run(pass);
   }
+
+  void blur() { rows_.blur(); }
 
  private:
-  void prepare_next() {
-    for (size_t k = 0; k < taps_.size(); ++k) {
-      if (rows_[k].next.size() == 0) rows_[k].next.reset(rows_[k].blurred.size());
-      clear_empty_rows(pairwise_[k]->kernel->lattice, lanes_, rows_[k].next.data());
-      taps_[k].next = rows_[k].next.data();
-    }
-  }
-
   const UnaryRows& unary_;
-  const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
   const VisitOrder& order_;
   Parallel& parallel_;
   int lanes_;
   std::vector<float> multiplicity_;
+  std::vector<int> label_of_group_;  // its first
   std::vector<std::vector<float>> compat_;
-  std::vector<VertexRows> rows_;
-  std::vector<Taps> taps_;
+  KernelRows rows_;
 };
+
+// The same for two labels under Potts compatibility. The score that label 0 has over label 1 is U_1 - U_0 + sum over
+// kernels of w F(Q_0 - Q_1): one value per vertex is enough, and two labels with equal energies stay exactly equal.
+class BinaryIterator {
+ public:
+  BinaryIterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise,
+                 const VisitOrder& order, Parallel& parallel)
+      : order_(order), parallel_(parallel), score_(order.points), rows_(pairwise, 1, parallel) {
+    const int lanes = row_lanes(2);
+    constexpr int64_t kParts = 16;
+    parallel_for(parallel, kParts, [&](int64_t part) {
+      const Range range = part_of(order.points, kParts, part);
+      for (int64_t i = range.begin; i < range.end; ++i)
+        score_[i] = unary.negative[i * lanes] - unary.negative[i * lanes + 1];
+    });
+    std::vector<float> none;
+    for (const auto& one : pairwise) rows_.taps.push_back(one->taps(2, 1, none));
+  }
+
+  void splat(const float* q) {
+    rows_.prepare();
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      float difference[VisitOrder::kTile];
+      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
+        const float* from = q + 2 * tile->first;
+        for (int i = 0; i < tile->count; ++i) difference[i] = from[2 * i] - from[2 * i + 1];
+        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, 1, difference, taps.next);
+      }
+    });
+  }
+
+  void run(bool slice, bool splat, float* out) {
+    if (splat) rows_.prepare();
+    BinaryPass pass{};
+    pass.score = score_.data();
+    pass.slice = slice, pass.splat = splat, pass.out = out;
+    pass.kernels = rows_.taps.data(), pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      BinaryPass part = pass;
+      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk);
+      isa().binary_pass(part);
+    });
+  }
+
+  void blur() { rows_.blur(); }
+
+ private:
+  const VisitOrder& order_;
+  Parallel& parallel_;
+  Buffer<float> score_;
+  KernelRows rows_;
+};
+
+// Q = softmax(-U), or `from` (Q after the iteration before the first), then the iterations.
+template <class Passes>
+void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf::StoreQ& store) {
+  if (from != nullptr && iterations > 0) passes.splat(from), passes.blur();
+  for (int i = from != nullptr ? 1 : 0; i <= iterations; ++i) {
+    passes.run(i > 0, i < iterations, store(i));
+    if (i < iterations) passes.blur();
+  }
+}
 
 }  // namespace
 
@@ -233,72 +311,30 @@ const UnaryRows& DenseCrf::unary_rows(bool every_label, Parallel& parallel) {
   return unary_of_every_label_;
 }
 
-void DenseCrf::inference(int iterations, float* q, Parallel& parallel, bool history) {
-  const UnaryRows* unary = &unary_rows(!all_potts(), parallel);
+void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
+  const UnaryRows& unary = unary_rows(!all_potts(), parallel);
   UnaryRows merged;
-  if (collapse_ > 0 && all_potts() && !history) {
+  if (collapse_ > 0 && all_potts()) {
     float bound = 0;
     for (const auto& pairwise : pairwise_) {
       const Buffer<float> ones = filter_ones(*pairwise, parallel);
       bound += std::max(pairwise->compat[0], 0.0f) * *std::max_element(ones.begin(), ones.end());
     }
-    merged = group_unlikely_labels(*unary, points_, collapse_, bound, parallel);
-    if (merged.labels > 0) unary = &merged;
+    merged = group_unlikely_labels(unary, points_, collapse_, bound, parallel);
   }
-  if (!history && unary->groups() == 2 && labels_ == 2 && all_potts()) return binary_inference(iterations, q, parallel);
-
-  Iterator iterator(*unary, pairwise_, *order_, parallel);
-  PixelPass pass = iterator.make_pass();
-  for (int i = 0; i <= iterations; ++i) {
-    pass.slice = i > 0, pass.splat = i < iterations;
-    pass.out = i == iterations ? q : nullptr;
-    if (history) pass.out = i > 0 ? q + (i - 1) * points_ * labels_ : nullptr;
-    iterator.run(pass);
-    if (pass.splat) iterator.blur();
-  }
+  const auto last = [&](int i) { return i == iterations ? q : nullptr; };
+  infer(merged.labels > 0 ? merged : unary, iterations, nullptr, last, parallel);
 }
 
-// The score that label 0 has over label 1 is U_1 - U_0 + sum over kernels of w F(Q_0 - Q_1): one value per vertex is
-// enough, and two labels with equal energies stay exactly equal.
-void DenseCrf::binary_inference(int iterations, float* q, Parallel& parallel) {
-  const int lanes = row_lanes(2);
-  Buffer<float> score(points_);
-  constexpr int64_t kParts = 16;
-  parallel_for(parallel, kParts, [&](int64_t part) {
-    const Range range = part_of(points_, kParts, part);
-    for (int64_t i = range.begin; i < range.end; ++i)
-      score[i] = unary_.negative[i * lanes] - unary_.negative[i * lanes + 1];
-  });
-  std::vector<Taps> taps;
-  std::vector<VertexRows> rows(pairwise_.size());
-  std::vector<float> none;
-  for (size_t k = 0; k < pairwise_.size(); ++k) {
-    taps.push_back(pairwise_[k]->taps(2, 1, none));
-    rows[k].blurred.reset(pairwise_[k]->kernel->lattice.rows());
-    rows[k].next.reset(pairwise_[k]->kernel->lattice.rows());
-  }
-  for (int i = 0; i <= iterations; ++i) {
-    BinaryPass pass{};
-    pass.score = score.data();
-    pass.slice = i > 0, pass.splat = i < iterations;
-    pass.out = i < iterations ? nullptr : q;
-    pass.kernels = taps.data(), pass.kernel_count = static_cast<int32_t>(taps.size());
-    for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      clear_empty_rows(pairwise_[k]->kernel->lattice, 1, rows[k].next.data());
-      taps[k].next = rows[k].next.data();
-    }
-    parallel_for(parallel, order_->chunks(), [&](int64_t chunk) {
-      const FlushDenormals flush;
-      BinaryPass part = pass;
-      part.tiles = order_->begin(chunk), part.tiles_end = order_->end(chunk);
-      isa().binary_pass(part);
-    });
-    for (size_t k = 0; pass.splat && k < taps.size(); ++k) {
-      fold_and_blur(pairwise_[k]->kernel->lattice, 1, rows[k].next, rows[k].blurred, false, parallel);
-      std::swap(rows[k].next, rows[k].blurred);
-      taps[k].blurred = rows[k].blurred.data();
-    }
-  }
+void DenseCrf::infer(int iterations, const float* from, const StoreQ& store, Parallel& parallel) {
+  infer(unary_rows(!all_potts(), parallel), iterations, from, store, parallel);
+}
+
+void DenseCrf::infer(const UnaryRows& unary, int iterations, const float* from, const StoreQ& store,
+                     Parallel& parallel) const {
+  if (unary.groups() == 2 && labels_ == 2 && all_potts())
+    return iterate(BinaryIterator(unary, pairwise_, *order_, parallel), iterations, from, store);
+  iterate(Iterator(unary, pairwise_, *order_, parallel), iterations, from, store);
 }
 
 void DenseCrf::start(float* q, Parallel& parallel) {
@@ -311,7 +347,7 @@ void DenseCrf::start(float* q, Parallel& parallel) {
 
 void DenseCrf::apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel) {
   Iterator iterator(unary_rows(true, parallel), pairwise_, *order_, parallel);
-  iterator.splat(q, labels_);
+  iterator.splat(q);
   iterator.blur();
   PixelPass pass = iterator.make_pass();
   pass.slice = true, pass.normalize = normalize, pass.out = out;
@@ -335,48 +371,6 @@ double DenseCrf::kl_divergence(const float* q, Parallel& parallel) {
   double sum = 0;
   for (double part : sums) sum += part;
   return sum;
-}
-
-namespace {
-
-void position_features(int64_t width, int64_t height, float sx, float sy, float* features, Parallel& parallel) {
-  const int64_t points = width * height;
-  parallel_for(parallel, height, [&](int64_t y) {
-    for (int64_t x = 0; x < width; ++x) {
-      features[y * width + x] = static_cast<float>(x) / sx;
-      features[points + y * width + x] = static_cast<float>(y) / sy;
-    }
-  });
-}
-
-}  // namespace
-
-Buffer<float> gaussian_features(int64_t width, int64_t height, float sx, float sy, Parallel& parallel) {
-  Buffer<float> features(2 * width * height);
-  position_features(width, height, sx, sy, features.data(), parallel);
-  return features;
-}
-
-Buffer<float> bilateral_features(int64_t width, int64_t height, float sx, float sy, const float sigma_rgb[3],
-                                 const uint8_t* image, Parallel& parallel) {
-  const int64_t points = width * height;
-  Buffer<float> features(5 * points);
-  position_features(width, height, sx, sy, features.data(), parallel);
-  parallel_for(parallel, height, [&](int64_t y) {
-    for (int64_t i = y * width; i < (y + 1) * width; ++i)
-      for (int c = 0; c < 3; ++c) features[(2 + c) * points + i] = static_cast<float>(image[3 * i + c]) / sigma_rgb[c];
-  });
-  return features;
-}
-
-void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel) {
-  constexpr int64_t kTile = 64, kTask = 4096;
-  parallel_for(parallel, (points + kTask - 1) / kTask, [&](int64_t task) {
-    const int64_t end = std::min(points, (task + 1) * kTask);
-    for (int64_t tile = task * kTask; tile < end; tile += kTile)
-      for (int l = 0; l < labels; ++l)
-        for (int64_t i = tile; i < std::min(end, tile + kTile); ++i) out[l * points + i] = q[i * labels + l];
-  });
 }
 
 }  // namespace deeplab_fast

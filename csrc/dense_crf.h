@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -65,14 +66,19 @@ class DenseCrf {
   int64_t points() const { return points_; }
   int labels() const { return labels_; }
 
-  // q[i * labels + l], pixel-major. With `history`, Q after each of the iterations (at least one), one after another.
-  void inference(int iterations, float* q, Parallel& parallel, bool history = false);
+  // q[i * labels + l], pixel-major.
+  void inference(int iterations, float* q, Parallel& parallel);
+  // Where to store Q after an iteration (0: before the first); null: nowhere.
+  using StoreQ = std::function<float*(int iteration)>;
+  // The same without collapsing, and Q after any of the iterations. `from`, if it is not null, is a Q to go on from,
+  // instead of softmax(-U): the same bits as in one go.
+  void infer(int iterations, const float* from, const StoreQ& store, Parallel& parallel);
   void start(float* q, Parallel& parallel);  // softmax(-U)
   void step(float* q, Parallel& parallel);   // one iteration, in place
   double kl_divergence(const float* q, Parallel& parallel);
   // From the gradient to the last Q, grad[l * points + i], to those to what it was inferred from. `features` are those
-  // of the kernels, again; `history` is of inference(), or null: inferred again, from checkpoints.
-  // dense_crf_backward.cpp
+  // of the kernels, again; `history` has Q after each iteration, one after another, or is null: inferred again, from
+  // checkpoints. dense_crf_backward.cpp
   void backward(int iterations, const float* grad, const float* history, const std::vector<const float*>& features,
                 const CrfGradients& out, Parallel& parallel);
 
@@ -80,7 +86,7 @@ class DenseCrf {
   bool all_potts() const;
   const UnaryRows& unary_rows(bool every_label, Parallel& parallel);
   void apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel);
-  void binary_inference(int iterations, float* q, Parallel& parallel);
+  void infer(const UnaryRows& unary, int iterations, const float* from, const StoreQ& store, Parallel& parallel) const;
 
   int64_t points_;
   int labels_;

@@ -4,7 +4,7 @@
 // With y_k = A_k L_k B_k Q (A, B: the normalisation; L: the lattice), E = U + sum_k C_k y_k and Q' = softmax(-E):
 //   dE = -Q' (dQ' - <dQ', Q'>),   dU = sum over iterations of dE,   dQ = sum_k B_k L_k^T A_k C_k dE,
 // and in reverse order of iterations, dC_k = sum of dE y_k^T. L_k^T is L_k with the axes of its blur in reverse.
-#include <cmath>
+#include <algorithm>
 
 #include "denormals.h"
 #include "dense_crf.h"
@@ -16,62 +16,52 @@ namespace {
 
 constexpr int kTile = VisitOrder::kTile;
 
-// Q after iteration `iterations`, the one before, ..., 0.
+// Q after iteration `iterations`, the one before, ..., 0. Without their history, every few of them are kept as
+// checkpoints, and those between two are inferred again when they are asked for.
 class Beliefs {
  public:
   Beliefs(DenseCrf& crf, int iterations, const float* history, Parallel& parallel)
       : crf_(crf), history_(history), size_(crf.points() * crf.labels()), parallel_(parallel) {
-    stride_ = history != nullptr ? 1 : static_cast<int>(std::ceil(std::sqrt(std::max(iterations, 1))));
-    const int64_t checkpoints = history != nullptr ? 1 : iterations / stride_ + 1;
-    checkpoints_.reset(checkpoints * size_);
-    crf.start(checkpoints_.data(), parallel);
-    segment_.reset((stride_ - 1) * size_);
-    for (int64_t c = 1; c < checkpoints; ++c) {
-      float* q = checkpoints_.data() + c * size_;
-      std::copy_n(q - size_, size_, q);
-      for (int i = 0; i < stride_; ++i) crf.step(q, parallel);
+    if (history != nullptr) {
+      checkpoints_.reset(size_);
+      crf.infer(0, nullptr, [&](int) { return checkpoints_.data(); }, parallel);
+      return;
     }
+    while (int64_t{stride_} * stride_ < iterations) ++stride_;
+    loaded_ = iterations / stride_;  // the iterations after the last checkpoint are kept as they come
+    checkpoints_.reset((loaded_ + 1) * size_);
+    segment_.reset((stride_ - 1) * size_);
+    const auto store = [&](int iteration) {
+      const bool wanted = iteration % stride_ == 0 || iteration / stride_ == loaded_;
+      return wanted ? place_of(iteration) : nullptr;
+    };
+    crf.infer(iterations, nullptr, store, parallel);
   }
 
-  // Valid until the segment of another iteration is asked for; checkpoints are always.
+  // Valid until one of another segment, between two checkpoints, is asked for; a checkpoint always is.
   const float* at(int iteration) {
-    if (history_ != nullptr && iteration > 0) return history_ + (iteration - 1) * size_;
-    const int checkpoint = iteration / stride_, later = iteration % stride_;
-    if (later == 0) return checkpoints_.data() + checkpoint * size_;
-    if (checkpoint != loaded_) {
-      const float* previous = checkpoints_.data() + checkpoint * size_;
-      for (int i = 0; i < later; ++i) {
-        float* q = segment_.data() + i * size_;
-        std::copy_n(previous, size_, q);
-        crf_.step(q, parallel_);
-        previous = q;
-      }
+    if (history_ != nullptr) return iteration > 0 ? history_ + (iteration - 1) * size_ : checkpoints_.data();
+    const int checkpoint = iteration / stride_;
+    if (iteration % stride_ != 0 && checkpoint != loaded_) {
+      const float* from = place_of(checkpoint * stride_);
+      crf_.infer(stride_ - 1, from, [&](int later) { return place_of(checkpoint * stride_ + later); }, parallel_);
       loaded_ = checkpoint;
     }
-    return segment_.data() + (later - 1) * size_;
+    return place_of(iteration);
   }
 
  private:
+  float* place_of(int iteration) {
+    const int later = iteration % stride_;
+    return later == 0 ? checkpoints_.data() + iteration / stride_ * size_ : segment_.data() + (later - 1) * size_;
+  }
+
   DenseCrf& crf_;
   const float* history_;
   const int64_t size_;
   Parallel& parallel_;
-  int stride_, loaded_ = -1;
+  int stride_ = 1, loaded_ = 0;
   Buffer<float> checkpoints_, segment_;
-};
-
-// Vertex rows that one direction of a lattice goes through: what is sliced from now, and what is splatted next.
-struct Direction {
-  Buffer<float> blurred, next;
-
-  void prepare(const Lattice& lattice, int lanes) {
-    if (next.size() == 0) next.reset(lattice.rows() * lanes);
-    clear_empty_rows(lattice, lanes, next.data());
-  }
-  void blur(const Lattice& lattice, int lanes, bool reverse, Parallel& parallel) {
-    fold_and_blur(lattice, lanes, next, blurred, reverse, parallel);
-    std::swap(next, blurred);
-  }
 };
 
 // One pairwise term in the backward pass.
@@ -102,7 +92,7 @@ struct Term {
   Taps forward, raw, backward;  // raw: forward, without the factor after
   float scale;
   int matrix_labels;
-  Direction to_q, from_q;                   // in reverse, of gradients; forward, of Q again
+  VertexRows to_q, from_q;                  // in reverse, of gradients; forward, of Q again
   Buffer<float> weight_grad;                // [points][taps], where features need a gradient
   Buffer<float> normalization_grad;         // [points] the factors' gradients, each times its factor
   std::vector<Buffer<double>> compat_grad;  // of each chunk, [1 or labels][lanes]
@@ -281,7 +271,7 @@ class Backward {
     if (term.pairwise.normalization != Normalization::kNone) {
       const bool root = term.pairwise.normalization == Normalization::kSymmetric;
       const float* norm = term.pairwise.norm.data();
-      Direction ones, back;
+      VertexRows ones, back;
       ones.prepare(lattice, 1), back.prepare(lattice, 1);
       const Taps taps = lattice.make_taps();
       for_tiles([&](int64_t, PointTile tile, Scratch& scratch) {

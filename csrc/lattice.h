@@ -73,6 +73,22 @@ void clear_empty_rows(const Lattice& lattice, int lanes, float* rows);
 void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffer<float>& spare, bool reverse,
                    Parallel& parallel);
 
+// Values on the vertices of one lattice: what is sliced from now, and what is splatted to be sliced next.
+struct VertexRows {
+  Buffer<float> blurred, next;
+
+  // Call before splatting into `next`.
+  void prepare(const Lattice& lattice, int lanes) {
+    if (next.size() == 0) next.reset(lattice.rows() * lanes);
+    clear_empty_rows(lattice, lanes, next.data());
+  }
+  // What was splatted becomes what is sliced.
+  void blur(const Lattice& lattice, int lanes, bool reverse, Parallel& parallel) {
+    fold_and_blur(lattice, lanes, next, blurred, reverse, parallel);
+    std::swap(next, blurred);
+  }
+};
+
 // out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `taps`
 // has (lattice.make_taps(): none but slice_scale). `out` may be `values`.
 void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,

@@ -83,9 +83,10 @@ DEEPLAB_FAST_INLINE void splat_block(const Tile& tile, const Taps& taps, int lan
       }
       const int32_t* target = taps.row + point * count;
       const float* weight = taps.weight + point * count;
-      const float factor = tile.inverse[p] * (taps.before != nullptr ? taps.before[point] : 1.0f);
+      // In this order, so that a Q that was stored and is splatted again gives the same bits.
+      const float inverse = tile.inverse[p], before = taps.before != nullptr ? taps.before[point] : 1.0f;
       Block<W, N> value = Block<W, N>::from(tile.energy + p * lanes + lane);
-      for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
+      for (int n = 0; n < N; ++n) value.v[n] = (value.v[n] * inverse) * before;
       for (int j = 0; j < count; ++j) add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows, lanes);
     }
   });

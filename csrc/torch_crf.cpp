@@ -17,13 +17,13 @@ Tensor permutohedral_filter_cpu(const Tensor& values, const Tensor& features, bo
   const float* from = input.const_data_ptr<float>();
   const float* at = positions.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  TorchThreads threads;
+  if (shape.points == 0 || shape.channels == 0) return from_float(out, values.scalar_type());
   const auto order = std::make_shared<VisitOrder>(shape.points, image_width(values));
-  for (int64_t n = 0; n < shape.batch && shape.points > 0 && shape.channels > 0; ++n) {
-    const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), order, threads);
+  each_image(shape.batch, order->chunks(), [&](int64_t n, Parallel& parallel) {
+    const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), order, parallel);
     const int64_t offset = n * shape.channels * shape.points;
-    filter(lattice, lattice.make_taps(), from + offset, shape.channels, reverse, to + offset, threads);
-  }
+    filter(lattice, lattice.make_taps(), from + offset, shape.channels, reverse, to + offset, parallel);
+  });
   return from_float(out, values.scalar_type());
 }
 
@@ -33,14 +33,13 @@ Tensor dense_crf_cpu(const Tensor& unary, std::vector<Tensor> features, std::vec
   const CrfArguments arguments(unary, features, compat, iterations, normalization);
   Tensor out = torch::stable::empty(sizes_of(unary), ScalarType::Float);
   float* to = out.mutable_data_ptr<float>();
-  TorchThreads threads;
-  Buffer<float> q(arguments.batch() > 0 ? arguments.image_size() : 0);
-  for (int64_t n = 0; n < arguments.batch(); ++n) {
-    const auto crf = arguments.make(n, threads);
+  arguments.each_image([&](int64_t n, Parallel& parallel) {
+    Buffer<float> q(arguments.image_size());
+    const auto crf = arguments.make(n, parallel);
     crf->set_collapse(static_cast<float>(collapse));
-    crf->inference(arguments.iterations, q.data(), threads);
-    to_label_major(q.data(), crf->labels(), crf->points(), to + n * arguments.image_size(), threads);
-  }
+    crf->inference(arguments.iterations, q.data(), parallel);
+    to_label_major(q.data(), crf->labels(), crf->points(), to + n * arguments.image_size(), parallel);
+  });
   return from_float(out, unary.scalar_type());
 }
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -58,6 +59,31 @@ inline void check_features(const Tensor& features, const Tensor& like, const cha
   check(same, std::string("features: batch and spatial sizes should be those of ") + like_name);
 }
 
+// Everything on the calling thread.
+class OneThread final : public Parallel {
+ public:
+  void run(int64_t count, Task task, void* context) override {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+  }
+  int threads() const override { return 1; }
+};
+
+// Calls body(n, parallel) for every image. Small images have too few chunks of points to go round: then threads take
+// whole images. Either way the bits are the same.
+template <class Body>
+void each_image(int64_t batch, int64_t chunks, Body&& body) {
+  TorchThreads threads;
+  const int64_t count = threads.threads();
+  if (std::min(batch, count) > std::min(chunks, count)) {
+    parallel_for(threads, batch, [&](int64_t n) {
+      OneThread alone;
+      body(n, alone);
+    });
+  } else {
+    for (int64_t n = 0; n < batch; ++n) body(n, threads);
+  }
+}
+
 // A matrix m acts as (m + m^T) / 2.
 inline std::vector<float> compat_values(const Tensor& compat, int64_t labels) {
   const float* values = compat.const_data_ptr<float>();
@@ -94,7 +120,10 @@ struct CrfArguments {
   }
 
   int labels() const { return static_cast<int>(shape.channels); }
-  int64_t batch() const { return shape.points > 0 ? shape.batch : 0; }
+  template <class Body>
+  void each_image(Body&& body) const {
+    if (shape.points > 0) deeplab_fast::each_image(shape.batch, VisitOrder(shape.points, width).chunks(), body);
+  }
   int64_t image_size() const { return shape.channels * shape.points; }
   int dimensions(size_t k) const { return static_cast<int>(features[k].size(1)); }
   const float* features_of(size_t k, int64_t n) const {

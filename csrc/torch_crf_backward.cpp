@@ -20,16 +20,16 @@ Tensor permutohedral_filter_backward_features_cpu(const Tensor& grad, const Tens
   const int64_t dimensions = features.size(1);
   Tensor out = torch::stable::empty(sizes_of(features), ScalarType::Float);
   float* to = out.mutable_data_ptr<float>();
-  TorchThreads threads;
+  if (shape.points == 0) return out;
   const auto order = std::make_shared<VisitOrder>(shape.points, image_width(values));
-  for (int64_t n = 0; n < shape.batch && shape.points > 0; ++n) {
+  each_image(shape.batch, order->chunks(), [&](int64_t n, Parallel& parallel) {
     const float* at = positions.const_data_ptr<float>() + n * dimensions * shape.points;
-    const Lattice lattice(at, static_cast<int>(dimensions), order, threads);
+    const Lattice lattice(at, static_cast<int>(dimensions), order, parallel);
     const int64_t offset = n * shape.channels * shape.points;
     filter_backward_features(lattice, at, gradient.const_data_ptr<float>() + offset,
                              input.const_data_ptr<float>() + offset, shape.channels, reverse,
-                             to + n * dimensions * shape.points, threads);
-  }
+                             to + n * dimensions * shape.points, parallel);
+  });
   return out;
 }
 
@@ -41,20 +41,16 @@ std::tuple<Tensor, Tensor> dense_crf_history_cpu(const Tensor& unary, std::vecto
   Tensor out = torch::stable::empty(sizes_of(unary), ScalarType::Float);
   Tensor history = torch::stable::empty({shape.batch, iterations, shape.points, shape.channels}, ScalarType::Float);
   float* to = out.mutable_data_ptr<float>();
-  TorchThreads threads;
-  Buffer<float> start(iterations == 0 && arguments.batch() > 0 ? arguments.image_size() : 0);
-  for (int64_t n = 0; n < arguments.batch(); ++n) {
-    const auto crf = arguments.make(n, threads);
-    float* beliefs = history.mutable_data_ptr<float>() + n * iterations * arguments.image_size();
-    const float* last = beliefs + (iterations - 1) * arguments.image_size();
-    if (iterations > 0) {
-      crf->inference(arguments.iterations, beliefs, threads, true);
-    } else {
-      crf->inference(0, start.data(), threads);
-      last = start.data();
-    }
-    to_label_major(last, crf->labels(), crf->points(), to + n * arguments.image_size(), threads);
-  }
+  float* histories = history.mutable_data_ptr<float>();
+  const int64_t size = arguments.image_size();
+  arguments.each_image([&](int64_t n, Parallel& parallel) {
+    const auto crf = arguments.make(n, parallel);
+    Buffer<float> start(size);
+    float* beliefs = histories + n * iterations * size;
+    const auto after = [&](int iteration) { return iteration > 0 ? beliefs + (iteration - 1) * size : start.data(); };
+    crf->infer(arguments.iterations, nullptr, after, parallel);
+    to_label_major(after(arguments.iterations), crf->labels(), crf->points(), to + n * size, parallel);
+  });
   return {from_float(out, unary.scalar_type()), history};
 }
 
@@ -74,32 +70,40 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
   const size_t kernels = features.size();
   Tensor to_unary = torch::stable::empty(sizes_of(unary), ScalarType::Float);
   std::vector<Tensor> to_features, to_compat;
-  std::vector<std::vector<double>> compat_sums(kernels);
   for (size_t k = 0; k < kernels; ++k) {
     if (need_features) to_features.push_back(torch::stable::empty(sizes_of(features[k]), ScalarType::Float));
     if (need_compat) to_compat.push_back(torch::stable::empty(sizes_of(compat[k]), ScalarType::Float));
-    if (need_compat) compat_sums[k].assign(compat[k].numel(), 0.0);
   }
-  TorchThreads threads;
-  for (int64_t n = 0; n < arguments.batch(); ++n) {
+  std::vector<float*> features_out;
+  for (Tensor& tensor : to_features) features_out.push_back(tensor.mutable_data_ptr<float>());
+  float* unary_out = to_unary.mutable_data_ptr<float>();
+  // [images][kernels][numbers of the compat]
+  std::vector<std::vector<std::vector<double>>> compat_sums(shape.batch, std::vector<std::vector<double>>(kernels));
+  arguments.each_image([&](int64_t n, Parallel& parallel) {
     const int64_t offset = n * arguments.image_size();
-    CrfGradients out{to_unary.mutable_data_ptr<float>() + offset, {}, {}};
+    CrfGradients out{unary_out + offset, {}, {}};
     std::vector<const float*> positions;
     for (size_t k = 0; k < kernels; ++k) {
       positions.push_back(arguments.features_of(k, n));
-      if (need_features)
-        out.features.push_back(to_features[k].mutable_data_ptr<float>() + n * arguments.dimensions(k) * shape.points);
-      if (need_compat) out.compat.push_back(compat_sums[k].data());
+      if (need_features) out.features.push_back(features_out[k] + n * arguments.dimensions(k) * shape.points);
+      if (!need_compat) continue;
+      compat_sums[n][k].assign(compat[k].numel(), 0.0);
+      out.compat.push_back(compat_sums[n][k].data());
     }
     const float* beliefs = history.has_value() ? history->const_data_ptr<float>() + iterations * offset : nullptr;
-    arguments.make(n, threads)
-        ->backward(arguments.iterations, gradient.const_data_ptr<float>() + offset, beliefs, positions, out, threads);
-  }
+    arguments.make(n, parallel)
+        ->backward(arguments.iterations, gradient.const_data_ptr<float>() + offset, beliefs, positions, out, parallel);
+  });
   std::vector<Tensor> result{from_float(to_unary, unary.scalar_type())};
   for (Tensor& tensor : to_features) result.push_back(tensor);
   for (size_t k = 0; k < to_compat.size(); ++k) {
     float* to = to_compat[k].mutable_data_ptr<float>();
-    for (size_t i = 0; i < compat_sums[k].size(); ++i) to[i] = static_cast<float>(compat_sums[k][i]);
+    for (int64_t i = 0; i < to_compat[k].numel(); ++i) {
+      double sum = 0;
+      for (const auto& image : compat_sums)
+        if (!image[k].empty()) sum += image[k][i];
+      to[i] = static_cast<float>(sum);
+    }
     result.push_back(to_compat[k]);
   }
   return result;
