@@ -41,6 +41,12 @@ struct Pairwise {
   Taps taps(int labels, int lanes, std::vector<float>& padded) const;
 };
 
+// Q after each iteration, [points][labels] at first + (iteration - 1) * step; or null.
+struct QHistory {
+  const float* first;
+  int64_t step;
+};
+
 // Where gradients go; null, or empty: not wanted.
 struct CrfGradients {
   float* unary;                  // [labels][points]
@@ -77,9 +83,8 @@ class DenseCrf {
   void step(float* q, Parallel& parallel);   // one iteration, in place
   double kl_divergence(const float* q, Parallel& parallel);
   // From the gradient to the last Q, grad[l * points + i], to those to what it was inferred from. `features` are those
-  // of the kernels, again; `history` has Q after each iteration, one after another, or is null: inferred again, from
-  // checkpoints. dense_crf_backward.cpp
-  void backward(int iterations, const float* grad, const float* history, const std::vector<const float*>& features,
+  // of the kernels, again; without their history, Q are inferred again, from checkpoints. dense_crf_backward.cpp
+  void backward(int iterations, const float* grad, QHistory history, const std::vector<const float*>& features,
                 const CrfGradients& out, Parallel& parallel);
 
  private:

@@ -20,9 +20,9 @@ constexpr int kTile = VisitOrder::kTile;
 // checkpoints, and those between two are inferred again when they are asked for.
 class Beliefs {
  public:
-  Beliefs(DenseCrf& crf, int iterations, const float* history, Parallel& parallel)
+  Beliefs(DenseCrf& crf, int iterations, QHistory history, Parallel& parallel)
       : crf_(crf), history_(history), size_(crf.points() * crf.labels()), parallel_(parallel) {
-    if (history != nullptr) {
+    if (history.first != nullptr) {
       checkpoints_.reset(size_);
       crf.infer(0, nullptr, [&](int) { return checkpoints_.data(); }, parallel);
       return;
@@ -40,7 +40,8 @@ class Beliefs {
 
   // Valid until one of another segment, between two checkpoints, is asked for; a checkpoint always is.
   const float* at(int iteration) {
-    if (history_ != nullptr) return iteration > 0 ? history_ + (iteration - 1) * size_ : checkpoints_.data();
+    if (history_.first != nullptr)
+      return iteration > 0 ? history_.first + (iteration - 1) * history_.step : checkpoints_.data();
     const int checkpoint = iteration / stride_;
     if (iteration % stride_ != 0 && checkpoint != loaded_) {
       const float* from = place_of(checkpoint * stride_);
@@ -57,7 +58,7 @@ class Beliefs {
   }
 
   DenseCrf& crf_;
-  const float* history_;
+  const QHistory history_;
   const int64_t size_;
   Parallel& parallel_;
   int stride_ = 1, loaded_ = 0;
@@ -305,8 +306,8 @@ class Backward {
 
 }  // namespace
 
-void DenseCrf::backward(int iterations, const float* grad, const float* history,
-                        const std::vector<const float*>& features, const CrfGradients& out, Parallel& parallel) {
+void DenseCrf::backward(int iterations, const float* grad, QHistory history, const std::vector<const float*>& features,
+                        const CrfGradients& out, Parallel& parallel) {
   Beliefs beliefs(*this, iterations, history, parallel);
   Backward backward(pairwise_, *order_, labels_, out, parallel);
   backward.run(iterations, grad, beliefs);

@@ -39,15 +39,16 @@ std::tuple<Tensor, Tensor> dense_crf_history_cpu(const Tensor& unary, std::vecto
   const CrfArguments arguments(unary, features, compat, iterations, normalization);
   const Shape& shape = arguments.shape;
   Tensor out = torch::stable::empty(sizes_of(unary), ScalarType::Float);
-  Tensor history = torch::stable::empty({shape.batch, iterations, shape.points, shape.channels}, ScalarType::Float);
+  Tensor history = torch::stable::empty({iterations, shape.batch, shape.points, shape.channels}, ScalarType::Float);
   float* to = out.mutable_data_ptr<float>();
   float* histories = history.mutable_data_ptr<float>();
   const int64_t size = arguments.image_size();
   arguments.each_image([&](int64_t n, Parallel& parallel) {
     const auto crf = arguments.make(n, parallel);
     Buffer<float> start(size);
-    float* beliefs = histories + n * iterations * size;
-    const auto after = [&](int iteration) { return iteration > 0 ? beliefs + (iteration - 1) * size : start.data(); };
+    const auto after = [&](int iteration) {
+      return iteration > 0 ? histories + ((iteration - 1) * shape.batch + n) * size : start.data();
+    };
     crf->infer(arguments.iterations, nullptr, after, parallel);
     to_label_major(after(arguments.iterations), crf->labels(), crf->points(), to + n * size, parallel);
   });
@@ -63,8 +64,8 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
   check(sizes_of(grad) == sizes_of(unary), "grad: shape should be that of unary");
   if (history.has_value())
     check(history->scalar_type() == ScalarType::Float && history->is_contiguous() &&
-              sizes_of(*history) == std::vector<int64_t>{shape.batch, iterations, shape.points, shape.channels},
-          "history: should be float32 (N, iterations, points, K) and contiguous, as dense_crf_history gives it");
+              sizes_of(*history) == std::vector<int64_t>{iterations, shape.batch, shape.points, shape.channels},
+          "history: should be float32 (iterations, N, points, K) and contiguous, as dense_crf_history gives it");
   const Tensor gradient = to_float(grad, "grad");
 
   const size_t kernels = features.size();
@@ -90,7 +91,8 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
       compat_sums[n][k].assign(compat[k].numel(), 0.0);
       out.compat.push_back(compat_sums[n][k].data());
     }
-    const float* beliefs = history.has_value() ? history->const_data_ptr<float>() + iterations * offset : nullptr;
+    const QHistory beliefs{history.has_value() ? history->const_data_ptr<float>() + offset : nullptr,
+                           shape.batch * arguments.image_size()};
     arguments.make(n, parallel)
         ->backward(arguments.iterations, gradient.const_data_ptr<float>() + offset, beliefs, positions, out, parallel);
   });

@@ -49,7 +49,7 @@ std::vector<float> solve_backward(DenseCrf& crf, const Problem& problem, const s
   std::vector<float> history(4 * size), result;
   const auto after = [&](int iteration) { return iteration > 0 ? history.data() + (iteration - 1) * size : nullptr; };
   crf.infer(4, nullptr, after, pool);
-  for (const float* kept : {const_cast<const float*>(history.data()), static_cast<const float*>(nullptr)}) {
+  for (const QHistory kept : {QHistory{history.data(), size}, QHistory{nullptr, 0}}) {
     std::vector<float> unary(size), of_features(points * problem.dimensions), of_position(points * 2);
     std::vector<double> compat(int64_t{problem.labels} * problem.labels), weight(1);
     CrfGradients out{unary.data(), {of_features.data(), of_position.data()}, {compat.data(), weight.data()}};

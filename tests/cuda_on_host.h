@@ -1,15 +1,21 @@
 // Runs CUDA kernels on the host, for tests: a warp's threads are fibers that take turns where they exchange values.
-// To be included before the kernels. Warps run one after another; kernels must not share memory between warps.
+// To be included before the kernels. Warps run one after another, in random order; kernels must not share memory
+// between warps but through atomics. Threads take turns in random order, too.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <vector>
 
 struct Index {
@@ -34,6 +40,7 @@ static std::vector<Fiber> warp;
 static unsigned current;
 static float exchanged[kWarpSize];
 static const std::function<void()>* kernel;
+static std::mt19937 random_order(0);
 
 static void yield_lane() {
   if (_setjmp(warp[current].place) == 0) _longjmp(scheduler, 1);
@@ -61,12 +68,16 @@ static void resume() {
 
 static void run_warp(unsigned first) {
   for (Fiber& fiber : warp) fiber.started = fiber.done = false;
-  while (!warp[kWarpSize - 1].done) {
-    for (current = 0; current < kWarpSize; ++current) {
-      threadIdx.x = first + current;
+  unsigned order[kWarpSize];
+  std::iota(order, order + kWarpSize, 0u);
+  while (!warp[0].done) {
+    std::shuffle(order, order + kWarpSize, random_order);
+    for (unsigned lane : order) {
+      current = lane;
+      threadIdx.x = first + lane;
       resume();
       // A thread that leaves while others still exchange would hang them on a GPU.
-      if (warp[current].done != warp[0].done) std::fprintf(stderr, "a thread has left its warp\n"), std::abort();
+      if (warp[lane].done != warp[order[0]].done) std::fprintf(stderr, "a thread has left its warp\n"), std::abort();
     }
   }
 }
@@ -76,19 +87,51 @@ static void launch(unsigned blocks, unsigned threads, const std::function<void()
   warp.resize(kWarpSize);
   kernel = &body;
   gridDim.x = blocks, blockDim.x = threads;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
-    for (unsigned first = 0; first < threads; first += kWarpSize) run_warp(first);
+  std::vector<unsigned> warps(blocks * (threads / kWarpSize));
+  std::iota(warps.begin(), warps.end(), 0u);
+  std::shuffle(warps.begin(), warps.end(), random_order);
+  for (unsigned one : warps) {
+    blockIdx.x = one / (threads / kWarpSize);
+    run_warp(one % (threads / kWarpSize) * kWarpSize);
+  }
 }
 
 }  // namespace cuda_on_host
 
-static float __shfl_xor_sync(unsigned mask, float value, int offset) {
+// What lane `from` of the warp has for `value`.
+static float exchange(unsigned mask, float value, unsigned from) {
   using namespace cuda_on_host;
   if (mask != 0xffffffffu) std::fprintf(stderr, "not all threads exchange\n"), std::abort();
-  const unsigned lane = current;
-  exchanged[lane] = value;
+  exchanged[current] = value;
   yield_lane();  // now all have written
-  const float result = exchanged[lane ^ offset];
+  const float result = exchanged[from];
   yield_lane();  // now all have read
   return result;
+}
+static inline float __shfl_xor_sync(unsigned mask, float value, int offset) {
+  return exchange(mask, value, cuda_on_host::current ^ static_cast<unsigned>(offset));
+}
+static inline float __shfl_sync(unsigned mask, float value, int lane, int width) {
+  const unsigned current = cuda_on_host::current, group = static_cast<unsigned>(width);
+  return exchange(mask, value, current / group * group + static_cast<unsigned>(lane) % group);
+}
+
+// Threads do not run at the same time.
+template <class Value>
+static Value atomicCAS(Value* at, Value compare, Value value) {
+  const Value old = *at;
+  if (old == compare) *at = value;
+  return old;
+}
+template <class Value>
+static Value atomicMin(Value* at, Value value) {
+  const Value old = *at;
+  if (value < old) *at = value;
+  return old;
+}
+template <class Value>
+static Value atomicOr(Value* at, Value value) {
+  const Value old = *at;
+  *at = old | value;
+  return old;
 }

@@ -105,7 +105,7 @@ def test_same_bits_with_history_and_without(sample: CRFSample, iterations: int):
     Q, history = ops.dense_crf_history(unary, *rest)
     assert torch.equal(Q, ops.dense_crf(unary, *rest))
     if iterations > 0:
-        assert torch.equal(history[:, -1].transpose(1, 2).reshape(Q.shape).to(Q.dtype), Q)
+        assert torch.equal(history[-1].transpose(1, 2).reshape(Q.shape).to(Q.dtype), Q)
     grad = gradient(unary)
     kept = ops.dense_crf_backward(grad, unary, *rest, history, True, True)
     again = ops.dense_crf_backward(grad, unary, *rest, None, True, True)
@@ -181,10 +181,10 @@ def test_transposed_filter_on_a_photo():
     [
         ({"grad": torch.zeros(1, 4, 13, 11)}, "grad: shape should be that of unary"),
         (
-            {"history": torch.zeros(2, 5, 143, 3)},
-            "history: should be float32 .N, iterations, points, K. and contiguous",
+            {"history": torch.zeros(5, 2, 143, 3)},
+            "history: should be float32 .iterations, N, points, K. and contiguous",
         ),
-        ({"history": torch.zeros(2, 5, 143, 4).double()}, "history: should be float32"),
+        ({"history": torch.zeros(5, 2, 143, 4).double()}, "history: should be float32"),
         ({"features": []}, "features, compat, normalization: should have one entry per kernel each"),
         ({"compat": [torch.zeros(3), torch.zeros(())]}, "compat: should be a number, .K,. or .K, K. with K = 4"),
         ({"iterations": -1}, "iterations: should be 0 or more"),

@@ -87,7 +87,7 @@ def test_written_out_gradient_is_that_of_autograd(iterations: int):
     expected = torch.autograd.grad(Q, tensors, grad, materialize_grads=True)
 
     Q, history = reference.dense_crf_history(unary, features, compat, iterations, normalization)
-    assert history.shape == (2, iterations, 20, 4)
+    assert history.shape == (iterations, 2, 20, 4)
     for held in (history, None):
         gradients = reference.dense_crf_backward(
             grad, unary, features, compat, iterations, normalization, held, True, True
@@ -149,7 +149,7 @@ def test_recompute_holds_no_history(backend: str):
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.shape) or t, lambda t: t):
             Q = deeplab_fast.dense_crf(leaf, features, compat, iterations, normalization, recompute=recompute)
             Q.square().sum().backward()
-        held[recompute] = ((2, 3, 15, 3) in sizes, leaf.grad)
+        held[recompute] = ((3, 2, 15, 3) in sizes, leaf.grad)
     assert held[False][0]
     assert not held[True][0]
     torch.testing.assert_close(held[True][1], held[False][1], rtol=1e-4, atol=1e-6)

@@ -217,7 +217,7 @@ def _sums(like: Tensor) -> Tensor:
 
 
 def _history_fake(unary, features, compat, iterations, normalization) -> tuple[Tensor, Tensor]:
-    shape = (unary.shape[0], iterations, math.prod(unary.shape[2:]), unary.shape[1])
+    shape = (iterations, unary.shape[0], math.prod(unary.shape[2:]), unary.shape[1])
     return unary.new_empty(unary.shape), unary.new_empty(shape, dtype=sum_dtype(unary))
 
 

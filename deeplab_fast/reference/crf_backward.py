@@ -93,16 +93,16 @@ def dense_crf_history(
     """`dense_crf`, and Q after each iteration, which its gradient needs.
 
     Returns:
-        Q (N, K, *S) as `dense_crf` gives it, and the history (N, iterations, P, K), in the dtype of sums.
+        Q (N, K, *S) as `dense_crf` gives it, and the history (iterations, N, P, K), in the dtype of sums.
     """
-    points, labels = unary[0, 0].numel() if len(unary) else 0, unary.shape[1]
-    history = unary.new_empty((len(unary), iterations, points, labels), dtype=sum_dtype(unary))
+    shape = (iterations, len(unary), math.prod(unary.shape[2:]), unary.shape[1])
+    history = unary.new_empty(shape, dtype=sum_dtype(unary))
     beliefs = []
     for n, image_unary in enumerate(_rows(unary)):
         kernels = build_kernels(n, features, compat, normalization)
         Q = torch.softmax(-image_unary, dim=1)
         for iteration in range(iterations):
-            Q = history[n, iteration] = mean_field_step(Q, image_unary, kernels)
+            Q = history[iteration, n] = mean_field_step(Q, image_unary, kernels)
         beliefs.append(Q.t())
     return in_shape_of(unary, beliefs), history
 
@@ -140,7 +140,7 @@ def dense_crf_backward(
         if history is None:
             beliefs = _in_reverse(image_unary, kernels, iterations)
         else:
-            beliefs = iter([*history[n].flip(0), torch.softmax(-image_unary, dim=1)])
+            beliefs = iter([*history[:, n].flip(0), torch.softmax(-image_unary, dim=1)])
         images.append(_image_backward(image_grad, beliefs, gradients).t())
         for k in range(len(features)) if need_features else ():
             features_grads[k].append(gradients[k].to_features(features[k][n].flatten(1), normalization[k]))
