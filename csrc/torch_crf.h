@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ namespace deeplab_fast {
 inline Tensor to_float(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-        std::string(name) + ": dtype should be float32, float16 or bfloat16 for the CPU kernel");
+        std::string(name) + ": dtype should be float32, float16 or bfloat16 for compiled kernels");
   const Tensor same = type == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);
   return torch::stable::contiguous(same);
 }
@@ -147,5 +148,16 @@ struct CrfArguments {
   std::vector<Tensor> features, compat;
   std::vector<Normalization> normalization;
 };
+
+// What dense_crf_backward has besides.
+inline void check_gradient(const CrfArguments& arguments, const Tensor& grad, const Tensor& unary,
+                           const std::optional<Tensor>& history) {
+  check(sizes_of(grad) == sizes_of(unary), "grad: shape should be that of unary");
+  if (history.has_value())
+    check(history->scalar_type() == ScalarType::Float && history->is_contiguous() &&
+              sizes_of(*history) == std::vector<int64_t>{arguments.iterations, arguments.shape.batch,
+                                                         arguments.shape.points, arguments.shape.channels},
+          "history: should be float32 (iterations, N, points, K) and contiguous, as dense_crf_history gives it");
+}
 
 }  // namespace deeplab_fast

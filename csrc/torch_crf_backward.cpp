@@ -61,11 +61,7 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
                                            bool need_features, bool need_compat) {
   const CrfArguments arguments(unary, features, compat, iterations, normalization);
   const Shape& shape = arguments.shape;
-  check(sizes_of(grad) == sizes_of(unary), "grad: shape should be that of unary");
-  if (history.has_value())
-    check(history->scalar_type() == ScalarType::Float && history->is_contiguous() &&
-              sizes_of(*history) == std::vector<int64_t>{iterations, shape.batch, shape.points, shape.channels},
-          "history: should be float32 (iterations, N, points, K) and contiguous, as dense_crf_history gives it");
+  check_gradient(arguments, grad, unary, history);
   const Tensor gradient = to_float(grad, "grad");
 
   const size_t kernels = features.size();

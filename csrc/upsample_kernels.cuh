@@ -5,44 +5,20 @@
 // which threads come by.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cmath>
 
+#include "cuda_common.cuh"
 #include "upsample.h"
 #include "upsample_maths.h"
 
 namespace deeplab_fast {
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kClassesAtOnce = 4;  // of one thread of the gradient: they share taps and dots
 
 struct Exp {
   __device__ float operator()(float x) const { return expf(x); }
 };
-
-__device__ inline float float_of(float value) {
-  return value;
-}
-__device__ inline float float_of(__half value) {
-  return __half2float(value);
-}
-__device__ inline float float_of(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-__device__ inline void store(float* to, float value) {
-  *to = value;
-}
-__device__ inline void store(__half* to, float value) {
-  *to = __float2half_rn(value);
-}
-__device__ inline void store(__nv_bfloat16* to, float value) {
-  *to = __float2bfloat16_rn(value);
-}
 
 // (n, y, x) of the i-th pixel of a batch of maps.
 struct Place {

@@ -120,6 +120,8 @@ def _check_features(name: str, features: Tensor, maps_name: str, maps: Tensor) -
 
 
 def _checked_compat(compat: Any, unary: Tensor) -> Tensor:
+    if isinstance(compat, int | float):  # filled in on the device: a copy to it could not be captured in a CUDA graph
+        compat = torch.full((), compat, dtype=sum_dtype(unary), device=unary.device)
     if not isinstance(compat, Tensor):
         try:
             compat = torch.as_tensor(compat, dtype=sum_dtype(unary), device=unary.device)

@@ -37,9 +37,16 @@ def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: s
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    found = re.findall(
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        result.stderr,
+    )
     assert found, result.stderr
-    assert set(found) == {("0", "0", "0")}, result.stderr
+    for name, stack, *spills in found:
+        assert spills == ["0", "0"], name
+        # Lattices of more than six dimensions index arrays, which registers do not allow.
+        any_dimensions = re.search(r"(locate_points|weights_to_features)_kernelILi0E", name)
+        assert stack == "0" or any_dimensions, f"{name}: {stack} bytes"
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", result.stderr)]
     assert max(registers) <= 128, registers  # two blocks of 256 threads a multiprocessor
 
@@ -56,6 +63,7 @@ def test_only_the_stable_abi_is_used(library: Path):
     torchs = re.compile(r"aoti_torch_|torch_|shim_")
     other = [s for s in symbols if not torchs.match(s)]
     assert not [s for s in other if re.search(r"c10|2at|caffe2|5torch", s)], "symbols of torch's C++ ABI"
+    assert not [s for s in other if "deeplab_fast" in s], "symbols of ours that nothing defines"
     cuda_only = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg")
     if library == _native.CPU_LIBRARY:
         assert not any(s in cuda_only or s.startswith("cuda") for s in symbols)

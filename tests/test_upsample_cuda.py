@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred
+from cuda_headers import cuda_include
 from test_upsample import (
     assert_argmax_accurate,
     assert_softmax_accurate,
@@ -45,11 +45,7 @@ def scores(maps: Tensor):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    nvcc = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME", "/usr/local/cuda"), nvcc and str(Path(nvcc).resolve().parents[1])]
-    include = next(
-        (Path(home, "include") for home in homes if home and Path(home, "include/cuda_fp16.h").exists()), None
-    )
+    include = cuda_include()
     if include is None or shutil.which("g++") is None:
         pytest.skip("g++ or CUDA's headers are not there")
     library = tmp_path_factory.mktemp("cuda") / "check.so"

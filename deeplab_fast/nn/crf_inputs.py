@@ -85,7 +85,7 @@ def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", 
 def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
     """Raise ValueError for values outside 0..255 and 0..1; on a GPU the host waits for them."""
     image_name, name = names
-    if prob.numel() == 0:
+    if prob.numel() == 0 or (prob.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     slack = 1e-3 if prob.dtype.itemsize > 2 else 1e-2  # what rounding explains
     low, high = (bound.item() for bound in prob.detach().aminmax())

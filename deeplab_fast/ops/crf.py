@@ -34,7 +34,9 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     (the exact adjoint) and to `features` (through the barycentric weights; which vertices exist is taken as constant,
     as it is but where a point changes simplices), once: there is no second derivative.
 
-    Whether features are in range is looked at before filtering, which on a GPU makes the host wait for it.
+    Whether features are in range is looked at before filtering, which on a GPU makes the host wait for the lattice, and
+    for nothing after. While a CUDA graph is captured it does not wait: there is then memory for as many vertices as
+    there can be, and features that are not valid give NaN. On one device results are the same bits every time.
 
     Args:
         values: (N, C, *S), floating.
@@ -72,7 +74,9 @@ def dense_crf(
     are built once. Differentiable, once, with respect to `unary`, `compat` and `features` (as `permutohedral_filter`
     is, the normalisation included), hence to the image and the standard deviations they are made of.
 
-    Whether features are in range is looked at before inference, which on a GPU makes the host wait for it.
+    Whether features are in range is looked at before inference, which on a GPU makes the host wait for the lattice, and
+    for nothing after. While a CUDA graph is captured it does not wait: there is then memory for as many vertices as
+    there can be, and features that are not valid give NaN. On one device results are the same bits every time.
 
     Args:
         unary: (N, K, *S), floating: energies, that is, negative log probabilities.

@@ -1,0 +1,294 @@
+"""The CUDA kernels of the dense CRF, compiled for and run on the host: all but the launch, without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cuda_headers import cuda_include
+from photos import photo, scores
+from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, Kernel, by_name, positions, random
+from torch import Tensor
+
+import deeplab_fast
+from deeplab_fast import reference
+from deeplab_fast._arguments import lattice_dtype
+
+TESTS = Path(__file__).parent
+ROWS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SMALL = [s for s in CRF_SAMPLES if s.dtype == s.feature_dtype == torch.float32 and s.batch > 0]
+FILTERS = [s for s in FILTER_SAMPLES if s.dtype in FLOATS and s.feature_dtype in FLOATS and s.batch > 0]
+
+
+class Call(ctypes.Structure):
+    """As in crf_cuda_check.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "points")),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "labels", "iterations", "terms", "rows", "capturing", "recompute", "need_features", "need_compat"
+            )
+        ),
+        ("features", ctypes.c_void_p * 4),
+        ("dimensions", ctypes.c_int32 * 4),
+        ("compat", ctypes.c_void_p * 4),
+        ("compat_dimensions", ctypes.c_int32 * 4),
+        ("normalization", ctypes.c_int32 * 4),
+        *((name, ctypes.c_void_p) for name in ("unary", "grad", "q", "to_unary")),
+        ("to_features", ctypes.c_void_p * 4),
+        ("to_compat", ctypes.c_void_p * 4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    include = cuda_include()
+    if include is None or shutil.which("g++") is None:
+        pytest.skip("g++ or CUDA's headers are not there")
+    library = tmp_path_factory.mktemp("cuda") / "check.so"
+    flags = os.environ.get("CRF_CUDA_FLAGS", "").split()
+    subprocess.run(
+        ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", *flags, "-I", TESTS.parent / "csrc",
+         "-isystem", include, TESTS / "crf_cuda_check.cpp", "-o", library],
+        check=True,
+    )  # fmt: skip
+    return ctypes.CDLL(str(library))
+
+
+def test_under_address_sanitizer():
+    """A few of these tests, in a process that AddressSanitizer watches."""
+    compiler = shutil.which("g++")
+    if cuda_include() is None or compiler is None:
+        pytest.skip("g++ or CUDA's headers are not there")
+    libraries = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("AddressSanitizer's library is not there")
+    environment = dict(
+        os.environ, CRF_CUDA_FLAGS="-fsanitize=address -g", LD_PRELOAD=" ".join(libraries),
+        ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_stack_use_after_return=0",
+    )  # fmt: skip
+    chosen = ["test_gradients[mixed_kernels-1]", "test_mean_field[one_pixel]", "test_filter[image-True]"]
+    arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*arguments, *(f"{__file__}::{name}" for name in chosen)], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{len(chosen)} passed" in result.stdout
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
+
+
+def four(tensors: list[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * 4)(*(tensor.data_ptr() for tensor in tensors))
+
+
+def run(
+    kernels: ctypes.CDLL, inputs: tuple, grad: Tensor | None = None, rows: torch.dtype = torch.float32, **options: int
+) -> tuple[int, list[Tensor]]:
+    """Status, and Q with, if a gradient is given, those to unary, features and compat."""
+    unary, features, compat, iterations, normalization = inputs
+    unary, features = unary.float().contiguous(), [f.float().contiguous() for f in features]
+    compat = [c.float().contiguous() for c in compat]
+    out = [torch.empty_like(unary), torch.empty_like(unary)]
+    to_features, to_compat = [torch.empty_like(f) for f in features], [torch.empty_like(c) for c in compat]
+    int4 = ctypes.c_int32 * 4
+    call = Call(
+        images=unary.shape[0], points=unary[0, 0].numel(), labels=unary.shape[1], iterations=iterations,
+        terms=len(features), rows=ROWS[rows], need_features=1, need_compat=1, features=four(features),
+        dimensions=int4(*(f.shape[1] for f in features)), compat=four(compat),
+        compat_dimensions=int4(*(c.ndim for c in compat)), normalization=int4(*normalization), unary=unary.data_ptr(),
+        grad=None if grad is None else grad.data_ptr(), q=out[0].data_ptr(), to_unary=out[1].data_ptr(),
+        to_features=four(to_features), to_compat=four(to_compat),
+    )  # fmt: skip
+    for name, value in options.items():
+        setattr(call, name, value)
+    status = kernels.dense_crf(ctypes.byref(call))
+    return status, out[:1] if grad is None else [*out, *to_features, *to_compat]
+
+
+# --- The lattice ---------------------------------------------------------------------------------------------------
+
+
+def photo_features(height: int, width: int, xy: float, rgb: float) -> Tensor:
+    image = torch.from_numpy(photo("coffee", height, width).copy()).permute(2, 0, 1).float()
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    return torch.cat([torch.stack([x, y]) / xy, image / rgb])[None]
+
+
+LATTICES = {sample.name: sample.inputs()[1].float() for sample in FILTERS} | {
+    "photo": photo_features(40, 50, 67, 3),
+    "photo_odd": photo_features(23, 33, 80, 13),
+    "noise": 40 * random(3, 1, 5, 9, 11),
+    "nine_dimensions": positions((6, 5), 2, 9, 4),
+}
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_lattice_is_that_of_the_reference(name: str, kernels: ctypes.CDLL):
+    """The same vertices, weights and neighbours, bit for bit, whatever the vertices' numbers."""
+    features = LATTICES[name].contiguous()
+    images, dimensions, points, taps = (
+        features.shape[0],
+        features.shape[1],
+        features[0, 0].numel(),
+        features.shape[1] + 1,
+    )
+    room = (points + 1) * images * taps
+    count = ctypes.c_int64()
+    vertex = torch.full((images, points, taps), -1, dtype=torch.int32)
+    weight = torch.full((images, points, taps), float("nan"))
+    neighbour = torch.full((2 * taps * room,), -2, dtype=torch.int32)
+    status = kernels.lattice(
+        pointer(features), dimensions, ctypes.c_int64(images), ctypes.c_int64(points), ctypes.byref(count),
+        pointer(vertex), pointer(weight), pointer(neighbour),
+    )  # fmt: skip
+    assert status == 0
+    expected = [reference.build_lattice(image.flatten(1)) for image in features]
+    assert count.value == sum(lattice.vertex_count for lattice in expected)
+    neighbour = neighbour[: 2 * taps * count.value].reshape(taps, 2, count.value)
+    for n, lattice in enumerate(expected):
+        assert torch.equal(weight[n], lattice.barycentric)
+        # Which of our vertices is each of theirs: by the points that touch it, then along the axes.
+        ours = torch.full((lattice.vertex_count,), -1, dtype=torch.long)
+        ours[lattice.vertices.flatten()] = vertex[n].flatten().long()
+        assert torch.equal(ours[lattice.vertices], vertex[n].long())
+        theirs = lattice.neighbours
+        known = (ours >= 0).nonzero().flatten()
+        assert len(ours[known].unique()) == len(known)
+        for axis in range(taps):
+            for side in range(2):
+                next_theirs, next_ours = theirs[axis, side][known], neighbour[axis, side][ours[known]].long()
+                assert torch.equal(next_theirs == lattice.vertex_count, next_ours == -1)
+                there = next_theirs < lattice.vertex_count
+                touched = ours[next_theirs[there]]
+                assert torch.equal(touched[touched >= 0], next_ours[there][touched >= 0])
+
+
+@pytest.mark.parametrize(("value", "status"), [(float("nan"), 1), (float("inf"), 1), (3e4, 2), (-1e20, 2)])
+@pytest.mark.parametrize("capturing", [False, True])
+def test_features_that_are_not_valid(value: float, status: int, capturing: bool, kernels: ctypes.CDLL):
+    unary, features, *rest = CRFSample("").inputs()
+    features[0][1, 2, 3, 4] = value
+    found, (Q,) = run(kernels, (unary, features, *rest), capturing=capturing)
+    assert found == (0 if capturing else status)
+    if capturing:
+        assert Q[1].isnan().any()
+        assert not Q[0].isnan().any()
+
+
+# --- The filter ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sample", FILTERS, ids=by_name)
+def test_filter(sample: FilterSample, reverse: bool, kernels: ctypes.CDLL):
+    values, features = (tensor.float().contiguous() for tensor in sample.inputs())
+    grad = random(8, *values.shape)
+    images, channels, points = values.shape[0], values.shape[1], values[0, 0].numel()
+
+    def call(grad: Tensor | None, out: Tensor) -> Tensor:
+        status = kernels.filter(
+            pointer(values), pointer(grad), pointer(features), channels, features.shape[1], ctypes.c_int64(images),
+            ctypes.c_int64(points), reverse, pointer(out),
+        )  # fmt: skip
+        assert status == 0
+        return out.double()
+
+    exact = reference.permutohedral_filter(values.double(), features, reverse)
+    torch.testing.assert_close(
+        call(None, torch.empty_like(values)), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item()
+    )
+    exact = reference.permutohedral_filter_backward_features(grad.double(), values.double(), features, reverse).double()
+    result = call(grad, torch.empty_like(features))
+    assert (result - exact).abs().max() <= 1e-4 * exact.abs().max() + 1e-4
+
+
+# --- Mean field ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", SMALL, ids=by_name)
+def test_mean_field(sample: CRFSample, kernels: ctypes.CDLL):
+    inputs = sample.inputs()
+    status, (Q,) = run(kernels, inputs)
+    assert status == 0
+    assert (Q - deeplab_fast.dense_crf(*inputs)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("labels", [40, 70, 182, 200])
+@pytest.mark.parametrize("compat", [1.0, "vector", "matrix"])
+def test_many_labels(labels: int, compat: float | str, kernels: ctypes.CDLL):
+    inputs = CRFSample("", labels=labels, size=(5, 6), kernels=(Kernel(compat=compat),), iterations=2).inputs()
+    _, (Q,) = run(kernels, inputs)
+    assert (Q - deeplab_fast.dense_crf(*inputs)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("preset", [(67, 3, 4, 1, 3), (80, 13, 10, 3, 3)], ids=["deeplab", "psa"])
+def test_photo(preset: tuple[float, ...], kernels: ctypes.CDLL):
+    bi_xy, bi_rgb, bi_w, xy, w = preset
+    prob = torch.from_numpy(scores(photo("coffee", 31, 42), 21)).clamp(1e-5, 1)[None]
+    features = [photo_features(31, 42, xy, 1)[:, :2], photo_features(31, 42, bi_xy, bi_rgb)]
+    inputs = (-prob.log(), features, [torch.tensor(float(w)), torch.tensor(float(bi_w))], 10, [3, 3])
+    expected = deeplab_fast.dense_crf(*inputs)
+    for rows, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 6e-2)):
+        _, (Q,) = run(kernels, inputs, rows=rows)
+        assert (Q - expected).abs().max() <= tolerance
+        assert np.isclose(Q.sum(dim=1), 1, atol=1e-5).all()
+
+
+def test_batch_is_as_single_images(kernels: ctypes.CDLL):
+    unary, features, *rest = CRFSample("", batch=3, size=(13, 9)).inputs()
+    _, (together,) = run(kernels, (unary, features, *rest))
+    for n in range(3):
+        _, (alone,) = run(kernels, (unary[n : n + 1], [f[n : n + 1] for f in features], *rest))
+        assert torch.equal(alone[0], together[n])
+
+
+def test_same_bits_every_time(kernels: ctypes.CDLL):
+    """Threads and warps come by in another order each time; so they would while a graph is captured."""
+    inputs = CRFSample("").inputs()
+    grad = random(8, *inputs[0].shape)
+    _, expected = run(kernels, inputs, grad)
+    for options in ({}, {"capturing": 1}, {"recompute": 1}):
+        _, again = run(kernels, inputs, grad, **options)
+        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+# --- Gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [0, 1])
+@pytest.mark.parametrize("sample", SMALL, ids=by_name)
+def test_gradients(sample: CRFSample, recompute: int, kernels: ctypes.CDLL):
+    inputs = unary, features, compat, iterations, normalization = sample.inputs()
+    grad = random(8, *unary.shape) - 0.5
+    status, (_, *gradients) = run(kernels, inputs, grad, recompute=recompute)
+    assert status == 0
+    lattices = [f.to(lattice_dtype(f, unary)) for f in features]
+
+    def backward(dtype: torch.dtype) -> list[Tensor]:
+        return reference.dense_crf_backward(
+            grad.to(dtype), unary.to(dtype), lattices, [c.to(dtype) for c in compat], iterations, normalization, None,
+            True, True,
+        )  # fmt: skip
+
+    points = unary[0, 0].numel()
+    for result, own, exact in zip(gradients, backward(torch.float32), backward(torch.float64), strict=True):
+        error, own_error = ((g.double() - exact).abs().max().item() for g in (result, own))
+        # Gradients to compat are sums over all points, of both signs.
+        terms = exact.abs().max().item() + (iterations * points) ** 0.5 * (exact.ndim < 3)
+        assert error <= 2 * own_error + 16 * torch.finfo(torch.float32).eps * terms
