@@ -1,6 +1,7 @@
 #!/bin/sh
 # Everything that needs a GPU, in one command and under eight minutes: installs the package into a folder of its own,
-# runs the tests marked "cuda", some of them under compute-sanitizer, and times the cases of gpu_cases.py.
+# runs the tests marked "cuda", some of them under compute-sanitizer, and times the cases of gpu_crf_cases.py and
+# gpu_cases.py.
 #
 #     bench/gpu.sh                      # results in bench/results
 #     OUT=/some/folder bench/gpu.sh
@@ -50,7 +51,7 @@ import platform, torch, triton
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "Triton", triton.__version__, "Python", platform.python_version())
 END
 
-stage install 120 "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$STAGE/install" .
+stage install 100 "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$STAGE/install" .
 if [ ! -d "$STAGE/install/deeplab_fast" ]; then  # without what is compiled, the Triton kernels can still be run
   mkdir -p "$STAGE/install"
   cp -r deeplab_fast "$STAGE/install/"
@@ -62,20 +63,28 @@ WORKERS=""
 # Compiling the kernels takes most of the time, and is kept for the stages after.
 export TRITON_CACHE_DIR="$STAGE/triton"
 # Only files that have such tests are imported: the others may need packages that are not there.
+# shellcheck disable=SC2086
+stage crf_tests 70 "$PYTHON" -P -m pytest tests/test_crf_gpu.py -v --tb=short -p no:cacheprovider $WORKERS
 # shellcheck disable=SC2046,SC2086
-stage tests 190 "$PYTHON" -P -m pytest $(grep -l "mark.cuda" tests/test_*.py) -m cuda -v --tb=short -p no:cacheprovider $WORKERS
+stage tests 110 "$PYTHON" -P -m pytest $(grep -l "mark.cuda" tests/test_*.py | grep -v test_crf_gpu) -m cuda -v --tb=short -p no:cacheprovider $WORKERS
 
 # torch's own pool of memory would hide an access beyond the end of a tensor.
 SANITIZER=$(command -v compute-sanitizer || echo "$CUDA_HOME/bin/compute-sanitizer")
 if [ -x "$SANITIZER" ]; then
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 70 "$SANITIZER" --tool memcheck --error-exitcode 1 \
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "crf_$tool" 35 "$SANITIZER" --tool "$tool" --error-exitcode 1 \
+      "$PYTHON" -P -m pytest tests/test_crf_gpu.py -q -p no:cacheprovider \
+      -k "(test_gradients or test_filter) and (image or mixed_kernels or labels_91 or one_pixel or float16) and not True"
+  done
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 40 "$SANITIZER" --tool memcheck --error-exitcode 1 \
     "$PYTHON" -P -m pytest tests/test_kernels_cuda.py -m cuda -q -p no:cacheprovider \
     -k "(plain or channels_last) and tf32 and not float and not gradients_alone"
 else
   echo "memcheck: skipped, there is no compute-sanitizer" | tee -a "$SUMMARY"
 fi
 
-stage times 80 "$PYTHON" -P bench/gpu_cases.py --out "$OUT" --seconds 0.1 --compile-until 30
+stage crf_times 50 "$PYTHON" -P bench/gpu_crf_cases.py --out "$OUT" --seconds 0.3
+stage times 60 "$PYTHON" -P bench/gpu_cases.py --out "$OUT" --seconds 0.1 --compile-until 30
 
 cat "$SUMMARY"
 exit $FAILED
