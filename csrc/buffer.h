@@ -15,6 +15,9 @@ void* allocate_block(size_t bytes);
 void free_block(void* block, size_t bytes);  // the same size
 void release_blocks();                       // gives the kept ones back to the system
 
+// Somebody else's memory, not yet touched: puts what fills huge pages on them.
+void advise_huge_pages(void* data, size_t bytes);
+
 template <class T>
 class Buffer {
   static_assert(std::is_trivially_copyable<T>::value, "Buffer holds plain data");

@@ -48,7 +48,7 @@ Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
   taps.scale = slice_scale(pairwise.kernel->lattice.dimensions);
   Buffer<float> values(pairwise.kernel->lattice.points);
   std::fill(values.begin(), values.end(), 1.0f);
-  filter(pairwise.kernel->lattice, taps, values.data(), 1, false, values.data(), parallel);
+  filter(pairwise.kernel->lattice, taps, values.data(), 1, Blur::kForward, values.data(), parallel);
   return values;
 }
 
@@ -234,7 +234,7 @@ void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf:
 Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
     : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
   std::fill(ones.begin(), ones.end(), 1.0f);
-  filter(lattice, lattice.make_taps(), ones.data(), 1, false, ones.data(), parallel);
+  filter(lattice, lattice.make_taps(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
 }
 
 Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,

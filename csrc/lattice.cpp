@@ -80,6 +80,14 @@ void make_bands(Lattice& lattice, const FieldLayout& layout, Parallel& parallel)
   for (int64_t line = 0; line < lines; ++line) bands.line_start[line + 1] += bands.line_start[line];
 }
 
+void add_rows(const float* from, int64_t size, float* to, Parallel& parallel) {
+  constexpr int64_t kParts = 16;
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(size, kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i) to[i] += from[i];
+  });
+}
+
 }  // namespace
 
 void link_neighbours(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
@@ -133,10 +141,12 @@ void Lattice::neighbours(int32_t* out) const {
   }
 }
 
-void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
+void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, Blur blur, float* out,
             Parallel& parallel) {
   const VisitOrder& order = *lattice.order;
-  Buffer<float> rows(lattice.rows() * row_lanes(static_cast<int>(std::min<int64_t>(channels, kMostLanes)))), spare;
+  const int64_t size = lattice.rows() * row_lanes(static_cast<int>(std::min<int64_t>(channels, kMostLanes)));
+  Buffer<float> rows(size), spare, other;
+  if (blur == Blur::kBothWays) other.reset(size);
   const auto each_tile = [&](auto&& body) {
     parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
@@ -152,7 +162,12 @@ void filter(const Lattice& lattice, const Taps& taps, const float* values, int64
       gather_tile(values + offset, lattice.points, tile, here, lanes, memory);
       isa().splat(taps, tile, lanes, memory, rows.data());
     });
-    fold_and_blur(lattice, lanes, rows, spare, reverse, parallel);
+    if (blur == Blur::kBothWays) std::copy_n(rows.begin(), lattice.rows() * lanes, other.begin());
+    fold_and_blur(lattice, lanes, rows, spare, blur == Blur::kReverse, parallel);
+    if (blur == Blur::kBothWays) {
+      fold_and_blur(lattice, lanes, other, spare, true, parallel);
+      add_rows(other.data(), lattice.vertices * lanes, rows.data(), parallel);
+    }
     each_tile([&](PointTile tile, float* memory) {
       isa().slice(taps, tile, lanes, rows.data(), memory);
       scatter_tile(memory, lattice.points, tile, here, lanes, out + offset);

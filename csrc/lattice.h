@@ -89,9 +89,12 @@ struct VertexRows {
   }
 };
 
+// The filter A, its adjoint A' (axes blurred in reverse order), or A + A', which splats and slices once.
+enum class Blur { kForward, kReverse, kBothWays };
+
 // out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `taps`
 // has (lattice.make_taps(): none but slice_scale). `out` may be `values`.
-void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, bool reverse, float* out,
+void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, Blur blur, float* out,
             Parallel& parallel);
 
 // Gradients to features, features[d * points + i] (those of the lattice), in lattice_backward.cpp.

@@ -81,7 +81,8 @@ struct PyLattice {
     float* to = out.mutable_data();
     const py::gil_scoped_release release;
     ThreadPool threads(thread_count);
-    deeplab_fast::filter(*lattice, lattice->make_taps(), values.data(), values.shape(0), reverse, to, threads);
+    deeplab_fast::filter(*lattice, lattice->make_taps(), values.data(), values.shape(0),
+                         reverse ? deeplab_fast::Blur::kReverse : deeplab_fast::Blur::kForward, to, threads);
     return out;
   }
 

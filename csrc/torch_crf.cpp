@@ -13,7 +13,7 @@ Tensor permutohedral_filter_cpu(const Tensor& values, const Tensor& features, bo
   const Tensor input = to_float(values, "values"), positions = to_float(features, "features");
   const Shape shape = shape_of(values, "values");
   const int64_t dimensions = features.size(1);
-  Tensor out = torch::stable::empty(sizes_of(values), ScalarType::Float);
+  Tensor out = empty_on_huge_pages(sizes_of(values));
   const float* from = input.const_data_ptr<float>();
   const float* at = positions.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
@@ -22,7 +22,8 @@ Tensor permutohedral_filter_cpu(const Tensor& values, const Tensor& features, bo
   each_image(shape.batch, order->chunks(), [&](int64_t n, Parallel& parallel) {
     const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), order, parallel);
     const int64_t offset = n * shape.channels * shape.points;
-    filter(lattice, lattice.make_taps(), from + offset, shape.channels, reverse, to + offset, parallel);
+    filter(lattice, lattice.make_taps(), from + offset, shape.channels, reverse ? Blur::kReverse : Blur::kForward,
+           to + offset, parallel);
   });
   return from_float(out, values.scalar_type());
 }
@@ -31,7 +32,7 @@ Tensor dense_crf_cpu(const Tensor& unary, std::vector<Tensor> features, std::vec
                      std::vector<int64_t> normalization, double collapse) {
   check(collapse >= 0 && collapse < 1, "collapse: should be at least 0 and less than 1");
   const CrfArguments arguments(unary, features, compat, iterations, normalization);
-  Tensor out = torch::stable::empty(sizes_of(unary), ScalarType::Float);
+  Tensor out = empty_on_huge_pages(sizes_of(unary));
   float* to = out.mutable_data_ptr<float>();
   arguments.each_image([&](int64_t n, Parallel& parallel) {
     Buffer<float> q(arguments.image_size());

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "buffer.h"
 #include "dense_crf.h"
 #include "lattice_geometry.h"
 #include "torch_door.h"
@@ -23,6 +24,14 @@ inline Tensor to_float(const Tensor& tensor, const char* name) {
         std::string(name) + ": dtype should be float32, float16 or bfloat16 for compiled kernels");
   const Tensor same = type == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);
   return torch::stable::contiguous(same);
+}
+
+// float32, uninitialised. Maps of a batch are new memory at every call: on small pages, the system would take longer
+// to hand them out than a kernel to fill them.
+inline Tensor empty_on_huge_pages(const std::vector<int64_t>& sizes) {
+  Tensor tensor = torch::stable::empty(sizes, ScalarType::Float);
+  advise_huge_pages(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) * sizeof(float));
+  return tensor;
 }
 
 inline Tensor from_float(const Tensor& result, ScalarType type) {

@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> dense_crf_history_cpu(const Tensor& unary, std::vecto
                                                  std::vector<int64_t> normalization) {
   const CrfArguments arguments(unary, features, compat, iterations, normalization);
   const Shape& shape = arguments.shape;
-  Tensor out = torch::stable::empty(sizes_of(unary), ScalarType::Float);
-  Tensor history = torch::stable::empty({iterations, shape.batch, shape.points, shape.channels}, ScalarType::Float);
+  Tensor out = empty_on_huge_pages(sizes_of(unary));
+  Tensor history = empty_on_huge_pages({iterations, shape.batch, shape.points, shape.channels});
   float* to = out.mutable_data_ptr<float>();
   float* histories = history.mutable_data_ptr<float>();
   const int64_t size = arguments.image_size();
@@ -65,7 +65,7 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
   const Tensor gradient = to_float(grad, "grad");
 
   const size_t kernels = features.size();
-  Tensor to_unary = torch::stable::empty(sizes_of(unary), ScalarType::Float);
+  Tensor to_unary = empty_on_huge_pages(sizes_of(unary));
   std::vector<Tensor> to_features, to_compat;
   for (size_t k = 0; k < kernels; ++k) {
     if (need_features) to_features.push_back(torch::stable::empty(sizes_of(features[k]), ScalarType::Float));

@@ -63,7 +63,7 @@ class ColumnTables {
     const Axis axis = axis_of(in, out);
     const int64_t length = out + kOverrun;
     for (int64_t x = 0; x < length; ++x) {
-      const Tap tap = tap_of(axis, std::min(x, out - 1));
+      const BilinearTap tap = tap_of(axis, std::min(x, out - 1));
       index_[x] = static_cast<int32_t>(tap.index0), index_[length + x] = static_cast<int32_t>(tap.index1);
       weight_[x] = tap.weight0, weight_[length + x] = tap.weight1;
     }
@@ -89,7 +89,7 @@ class RowTables {
   RowTables(const Axis& axis, int64_t cell_row)
       : first_(first_output(axis, cell_row)), count_(first_output(axis, cell_row + 1) - first_), weight_(2 * count_) {
     for (int64_t y = 0; y < count_; ++y) {
-      const Tap tap = tap_of(axis, first_ + y);
+      const BilinearTap tap = tap_of(axis, first_ + y);
       weight_[y] = tap.weight0, weight_[count_ + y] = tap.weight1;
     }
   }
@@ -110,7 +110,7 @@ class RowLoader {
         memory_(2 * logits.classes * stride_) {}
 
   // Rows index0 and index1 of image n, each read once if asked for again.
-  RowPair load(int64_t n, const Tap& rows) {
+  RowPair load(int64_t n, const BilinearTap& rows) {
     if (rows.index0 != loaded_[0] || n != image_) read(n, rows.index0, 0);
     if (rows.index1 != loaded_[1] || n != image_) read(n, rows.index1, 1);
     image_ = n;
@@ -177,7 +177,7 @@ void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& 
   share_out_with(parallel, logits.batch * bands, make, [&](int64_t task, Memory& memory) {
     const int64_t n = task / bands, begin = task % bands * kRows;
     for (int64_t y = begin; y < std::min(begin + kRows, out.height); ++y) {
-      const Tap rows = tap_of(axis, y);
+      const BilinearTap rows = tap_of(axis, y);
       const RowPair pair = memory.loader.load(n, rows);
       kernels().softmax_row({pair, columns.taps(), rows.weight0, rows.weight1, row_of<void*>(out, n, y),
                              memory.scores.data(), memory.tile.data(), tile_width});

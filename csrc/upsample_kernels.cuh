@@ -41,7 +41,7 @@ struct Pixel {
   float weight_upper, weight_lower, weight_left, weight_right;
 
   __device__ Pixel(const Scores& logits, const Axis& rows, const Axis& columns, const Place& place) {
-    const Tap row = tap_of(rows, place.y), column = tap_of(columns, place.x);
+    const BilinearTap row = tap_of(rows, place.y), column = tap_of(columns, place.x);
     const Element* data = static_cast<const Element*>(logits.data);
     upper_left = data + offset_of(logits, place.n, row.index0, column.index0);
     upper_right = data + offset_of(logits, place.n, row.index0, column.index1);

@@ -38,7 +38,7 @@ struct RowPair {
   int32_t classes;
 };
 
-// Where output columns look: entries of Tap, one an output column.
+// Where output columns look: entries of BilinearTap, one an output column.
 struct ColumnTaps {
   int64_t width;
   const int32_t *index0, *index1;

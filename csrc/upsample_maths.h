@@ -26,11 +26,11 @@ DEEPLAB_FAST_HD Axis axis_of(int64_t in, int64_t out) {
 }
 
 // An output element is weight0 * in[index0] + weight1 * in[index1].
-struct Tap {
+struct BilinearTap {
   int64_t index0, index1;
   float weight0, weight1;
 };
-DEEPLAB_FAST_HD Tap tap_of(const Axis& axis, int64_t output) {
+DEEPLAB_FAST_HD BilinearTap tap_of(const Axis& axis, int64_t output) {
   if (axis.span == 0) return {output, output, 1.0f, 0.0f};
   const float centre = static_cast<float>(output) + 0.5f;
 #if defined(__CUDA_ARCH__)
@@ -48,7 +48,7 @@ DEEPLAB_FAST_HD Tap tap_of(const Axis& axis, int64_t output) {
 }
 
 // The part of in[index] in an output element.
-DEEPLAB_FAST_HD float weight_of(const Tap& tap, int64_t index) {
+DEEPLAB_FAST_HD float weight_of(const BilinearTap& tap, int64_t index) {
   return (tap.index0 == index ? tap.weight0 : 0.0f) + (tap.index1 == index ? tap.weight1 : 0.0f);
 }
 

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.nn.crf_inputs import bilateral_features, check_sizes, check_values, image_tensor, prob_tensor
+from deeplab_fast.reference.pairwise_energy import scaled
 
 __all__ = ["DenseCRFLoss"]
 
@@ -96,33 +97,30 @@ class DenseCRFLoss(nn.Module):
         if not torch.compiler.is_compiling():  # these look at values
             check_values(images, segmentations, names)
         with torch.autocast(segmentations.device.type, enabled=False):
-            segmentations = segmentations.float()
-            inside = torch.ones_like(segmentations[:, :1]) if rois is None else rois[:, None].float()
-            images, segmentations, inside = self._scaled(images.float(), segmentations, inside)
+            images = self._nearest(images.float())
+            inside = None if rois is None else self._nearest(rois[:, None].float())
             features = bilateral_features(images, self.sigma_xy * self.scale_factor, self.sigma_rgb)
             energy = _normalized_energy if self.normalized else _energy
-            return self.weight * energy(segmentations * inside, inside, features)
+            return self.weight * energy(segmentations, inside, features, self.scale_factor).float()
 
-    def _scaled(self, images: Tensor, segmentations: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale = self.scale_factor
-        if scale == 1:
-            return images, segmentations, inside
-        return (
-            interpolate(images, scale_factor=scale, mode="nearest"),
-            interpolate(segmentations, scale_factor=scale, mode="bilinear", align_corners=False),
-            interpolate(inside, scale_factor=scale, mode="nearest"),
-        )
+    def _nearest(self, maps: Tensor) -> Tensor:
+        if self.scale_factor == 1:
+            return maps
+        return interpolate(maps, scale_factor=self.scale_factor, mode="nearest")
 
 
-def _energy(S: Tensor, inside: Tensor, features: Tensor) -> Tensor:
-    return -(S * ops.permutohedral_filter(S, features)).sum() / max(len(S), 1)
+def _energy(segmentations: Tensor, inside: Tensor | None, features: Tensor, factor: float) -> Tensor:
+    return -ops.pairwise_energy(segmentations, features, inside, factor).sum() / max(len(segmentations), 1)
 
 
-def _normalized_energy(S: Tensor, inside: Tensor, features: Tensor) -> Tensor:
-    factor = (ops.permutohedral_filter(torch.ones_like(inside), features) + 1e-20).rsqrt()
-    filtered = factor * ops.permutohedral_filter(factor * torch.cat([S, inside], dim=1), features)
+def _normalized_energy(segmentations: Tensor, inside: Tensor | None, features: Tensor, factor: float) -> Tensor:
+    S = scaled(segmentations.float(), factor)
+    m = torch.ones_like(S[:, :1]) if inside is None else inside
+    S = S * m
+    normalization = (ops.permutohedral_filter(torch.ones_like(m), features) + 1e-20).rsqrt()
+    filtered = normalization * ops.permutohedral_filter(normalization * torch.cat([S, m], dim=1), features)
     disagreement = S * (filtered[:, -1:] - filtered[:, :-1])
-    return disagreement.sum() / inside.sum().clamp(min=1)
+    return disagreement.sum() / m.sum().clamp(min=1)
 
 
 def _check_rois(rois: Tensor | None, segmentations: Tensor) -> None:

@@ -4,6 +4,7 @@ from deeplab_fast import _native
 from deeplab_fast.ops.aspp_sum import aspp_sum
 from deeplab_fast.ops.atrous_conv2d import atrous_conv2d
 from deeplab_fast.ops.crf import KERNEL_DIMENSIONS, dense_crf, permutohedral_filter
+from deeplab_fast.ops.pairwise_energy import pairwise_energy
 from deeplab_fast.ops.upsample import upsample_argmax, upsample_softmax
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "aspp_sum",
     "atrous_conv2d",
     "dense_crf",
+    "pairwise_energy",
     "permutohedral_filter",
     "upsample_argmax",
     "upsample_softmax",

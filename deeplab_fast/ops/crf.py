@@ -54,8 +54,8 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
     """
     check_filter_arguments(values, features)
     features = features.to(lattice_dtype(features, values))
-    op = _op("permutohedral_filter", values, [features])
-    return _registry.in_format_of(values, _call(op, [features], values, features))
+    op = op_for("permutohedral_filter", values, [features])
+    return _registry.in_format_of(values, call_op(op, [features], values, features))
 
 
 def dense_crf(
@@ -105,11 +105,11 @@ def dense_crf(
     features, compats, numbers = check_crf_arguments(unary, features, compat, iterations, normalization, collapse)
     arguments = (unary, features, compats, int(iterations), numbers)
     if _registry.is_inference(unary, *features, *compats):
-        Q = _call(_op("dense_crf", unary, features), features, *arguments, float(collapse))
+        Q = call_op(op_for("dense_crf", unary, features), features, *arguments, float(collapse))
     elif recompute:
-        Q = _call(_op("dense_crf", unary, features), features, *arguments)
+        Q = call_op(op_for("dense_crf", unary, features), features, *arguments)
     else:
-        Q, _ = _call(_op("dense_crf_history", unary, features), features, *arguments)
+        Q, _ = call_op(op_for("dense_crf_history", unary, features), features, *arguments)
     return _registry.in_format_of(unary, Q)
 
 
@@ -121,11 +121,13 @@ def _kernel_takes(maps: Tensor, features: Sequence[Tensor]) -> bool:
     return maps.dtype != torch.float64 and all(f.shape[1] <= KERNEL_DIMENSIONS for f in features)
 
 
-def _op(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable:
+def op_for(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable:
+    """The op of this name that takes these values or unary, and features."""
     return _registry.choose(name, _kernel_takes(maps, features))
 
 
-def _call(op: Callable, features: Sequence[Tensor], *arguments: object) -> Any:
+def call_op(op: Callable, features: Sequence[Tensor], *arguments: object) -> Any:
+    """op(*arguments), of which `features` are some, with the errors that are theirs."""
     try:
         return op(*arguments)
     except RuntimeError:
@@ -156,9 +158,9 @@ def _filter_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, N
     values, features = ctx.saved_tensors
     to_values = to_features = None
     if ctx.needs_input_grad[0]:
-        to_values = _op("permutohedral_filter", grad, [features])(grad, features, not ctx.reverse)
+        to_values = op_for("permutohedral_filter", grad, [features])(grad, features, not ctx.reverse)
     if ctx.needs_input_grad[1]:
-        op = _op("permutohedral_filter_backward_features", grad, [features])
+        op = op_for("permutohedral_filter_backward_features", grad, [features])
         to_features = op(grad, values, features, ctx.reverse)
     return to_values, to_features, None
 
@@ -243,7 +245,7 @@ def _crf_backward(ctx, grad: Tensor, _history_grad: Tensor | None = None) -> tup
     unary, history, *rest = ctx.saved_tensors
     features, compat = rest[: ctx.kernels], rest[ctx.kernels :]
     need_features, need_compat = any(ctx.needs_input_grad[1]), any(ctx.needs_input_grad[2])
-    to_unary, *others = _op("dense_crf_backward", unary, features)(
+    to_unary, *others = op_for("dense_crf_backward", unary, features)(
         grad, unary, features, compat, ctx.iterations, ctx.normalization, history, need_features, need_compat
     )
     none = [None] * ctx.kernels

@@ -25,6 +25,7 @@ from deeplab_fast.reference.crf_backward import (
     dense_crf_history,
     permutohedral_filter_backward_features,
 )
+from deeplab_fast.reference.pairwise_energy import pairwise_energy, pairwise_energy_backward
 
 __all__ = [
     "NORMALIZE_AFTER",
@@ -41,6 +42,8 @@ __all__ = [
     "dense_crf_backward",
     "dense_crf_history",
     "mean_field_step",
+    "pairwise_energy",
+    "pairwise_energy_backward",
     "permutohedral_filter",
     "permutohedral_filter_backward_features",
     "upsample_argmax",

@@ -1,0 +1,51 @@
+"""The pairwise energy of scores, in plain PyTorch: what `deeplab_fast.nn.DenseCRFLoss` is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from deeplab_fast.reference.crf import permutohedral_filter
+
+
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """Maps (N, C, H, W) resized bilinearly by `factor`: (N, C, int(H·factor), int(W·factor))."""
+    return values if factor == 1 else interpolate(values, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def pairwise_energy(
+    values: Tensor,
+    features: Tensor,
+    inside: Tensor | None = None,
+    factor: float = 1.0,
+    lattice_filter: Callable[..., Tensor] = permutohedral_filter,
+) -> tuple[Tensor, Tensor]:
+    """sum_c S_cᵀ A S_c of every image, with S = inside · scaled(values) and A the permutohedral filter; its gradient.
+
+    Args:
+        values: (N, C, H, W), floating.
+        features: (N, D, h, w), h = int(H·factor) and w likewise.
+        inside: (N, 1, h, w), or None for 1.
+        factor: by which values are resized, bilinearly.
+        lattice_filter: as the function `permutohedral_filter` here.
+
+    Returns:
+        The energies (N,), and the gradient to scaled(values), inside · (A + Aᵀ) S, (N, C, h, w).
+    """
+    S = scaled(values, factor)
+    S = S if inside is None else S * inside
+    both = lattice_filter(S, features, False) + lattice_filter(S, features, True)
+    energy = torch.linalg.vecdot(S.flatten(1), both.flatten(1)) / 2  # Sᵀ(A + Aᵀ)S is twice SᵀAS
+    return energy, both if inside is None else both * inside
+
+
+def pairwise_energy_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: float) -> Tensor:
+    """The gradient to values, (N, C, *size), from that to the energies, (N,), and what `pairwise_energy` returned."""
+    gradient = gradient * grad[:, None, None, None]
+    if factor == 1:
+        return gradient
+    shape = [*gradient.shape[:2], *size]
+    return torch.ops.aten.upsample_bilinear2d_backward(gradient, gradient.shape[2:], shape, False, factor, factor)
