@@ -19,7 +19,7 @@ $(VENV)/.dependencies: pyproject.toml
 
 $(INSTALLED): $(VENV)/.dependencies $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-	  -e ".[test,demo,bench,dev]"
+	  -e ".[train,tensorboard,test,demo,bench,dev]"
 	touch $@
 
 demo: $(INSTALLED)

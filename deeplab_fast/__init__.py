@@ -23,7 +23,10 @@ _LAZY = {
     "patch": "patching",
     "unpatch": "patching",
 }
-_MODULES = ("crf", "lattice", "nn", "ops", "patching", "pictures", "pydensecrf", "reference")
+_MODULES = (
+    *("config", "crf", "data", "evaluation", "from_config", "lattice", "models", "nn", "ops", "patching", "pictures"),
+    *("pydensecrf", "reference", "training"),
+)
 
 __all__ = ["__version__", *_LAZY, *_MODULES]
 

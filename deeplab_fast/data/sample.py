@@ -1,0 +1,206 @@
+"""What a dataset for segmentation is: samples, and the class that all datasets here derive from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset, get_worker_info
+
+from deeplab_fast.data.problems import Problem, check_labels
+from deeplab_fast.pictures import IGNORED, read_image, read_labels, voc_palette
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("deeplab_fast.data")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photo and what is to be seen in it.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        label: int64 (H, W), class numbers and 255 where nothing is known; None where there are no labels.
+        name: of the files, without folder and ending.
+    """
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.int64] | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the files of a sample are.
+
+    Attributes:
+        name: of the sample.
+        image: the photo.
+        label: the label file, or None.
+        origin: the line of the list, or the folder, that names the sample; for errors.
+    """
+
+    name: str
+    image: Path
+    label: Path | None
+    origin: str
+
+
+class SegmentationDataset(Dataset):
+    """Samples by number, and their classes. A dataset of one's own defines `_read(index) -> Sample`.
+
+    Args:
+        names: of the samples.
+        classes: names of the classes, in the order of their numbers; 1 to 255 of them.
+        palette: colours of the classes, uint8 (n, 3) with n <= 256; what is missing is filled from VOC's palette.
+        on_error: what happens to a sample with a missing, unreadable or wrong file. "raise": its error is raised.
+            "skip": a :class:`Problem` is returned in place of the sample, and reported.
+
+    Attributes:
+        names, classes, num_classes, palette: as above; palette is uint8 (256, 3).
+        ignore_index: 255, the label of pixels of which nothing is known.
+        problems: messages of the samples that could not be read, one a sample. In a worker process of a DataLoader
+            nobody would see them, so there the main process calls :meth:`report` with the problems it was given.
+
+    Raises:
+        TypeError, ValueError: if classes, palette or on_error are not as above.
+    """
+
+    ignore_index = IGNORED
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        classes: Sequence[str],
+        *,
+        palette: Any = None,
+        on_error: str = "raise",
+    ):
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error: is {on_error!r}, should be 'raise' or 'skip'")
+        self.names = list(names)
+        self.classes = checked_classes(classes)
+        self.palette = filled_palette(palette)
+        self.on_error = on_error
+        self.problems: list[str] = []
+        self._reported: set[str] = set()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample | Problem:
+        """Sample number `index`, or, with on_error="skip", the problem with it.
+
+        Raises:
+            IndexError: if there is no such number.
+            FileNotFoundError: if a file is missing; it says which, and what line of which list asks for it.
+            ValueError: if a file cannot be read, sizes differ, or a label is outside the classes.
+        """
+        name = self.names[index]
+        if self.on_error == "raise":
+            return self._read(index)
+        try:
+            return self._read(index)
+        except (OSError, ValueError) as error:
+            problem = Problem(name, str(error))
+        if get_worker_info() is None:
+            self.report([problem])
+        return problem
+
+    def _read(self, index: int) -> Sample:
+        raise NotImplementedError
+
+    def report(self, problems: Iterable[Problem]) -> None:
+        """Log a warning for each problem, and keep it in `problems`; once a sample, however often it is met."""
+        for problem in problems:
+            if problem.name not in self._reported:
+                self._reported.add(problem.name)
+                self.problems.append(problem.message)
+                logger.warning("left out %s: %s", problem.name, problem.message)
+
+
+class FileDataset(SegmentationDataset):
+    """A dataset of one image file and at most one label file a sample; see :class:`SegmentationDataset`.
+
+    Args:
+        entries: the files.
+        source: what the entries were taken from, for the error that there are none.
+
+    Raises:
+        ValueError: if there are no entries; otherwise as the base class.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        classes: Sequence[str],
+        *,
+        source: Path,
+        palette: Any = None,
+        on_error: str = "raise",
+    ):
+        if not entries:
+            raise ValueError(f"{source}: names no samples, should name at least one")
+        super().__init__([entry.name for entry in entries], classes, palette=palette, on_error=on_error)
+        self.entries = list(entries)
+
+    def _read(self, index: int) -> Sample:
+        entry = self.entries[index]
+        for what, path in (("image", entry.image), ("labels", entry.label)):
+            if path is not None and not path.exists():
+                raise FileNotFoundError(f"{what} not found: {path} ({entry.origin})")
+        image = read_image(entry.image)
+        if entry.label is None:
+            return Sample(image, None, entry.name)
+        label = self._read_labels(entry.label)
+        if label.shape != image.shape[:2]:
+            height, width = image.shape[:2]
+            raise ValueError(
+                f"labels of {entry.label}: are {label.shape[1]} x {label.shape[0]} pixels, should be {width} x "
+                f"{height}, as the image {entry.image}"
+            )
+        check_labels(label, self.classes, entry.label)
+        return Sample(image, label, entry.name)
+
+    def _read_labels(self, path: Path) -> NDArray[np.int64]:
+        """Class numbers, int64 (H, W), with 255 where nothing is known."""
+        return read_labels(path)
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as a tuple; raises TypeError or ValueError if they are no 1 to 255 different names."""
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes: is {classes!r}, should be a sequence of names")
+    names = tuple(classes)
+    if not 1 <= len(names) <= IGNORED:
+        raise ValueError(f"classes: has {len(names)} names, should have 1 to {IGNORED}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes: has {', '.join(twice)} more than once, should have different names")
+    return names
+
+
+def filled_palette(palette: Any) -> NDArray[np.uint8]:
+    """256 colours, uint8 (256, 3): those given, then VOC's; raises ValueError if they are no colours."""
+    filled = voc_palette()
+    if palette is None:
+        return filled
+    colours = np.asarray(palette)
+    if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > 256 or colours.dtype.kind not in "iu":
+        raise ValueError(
+            f"palette: has shape {colours.shape} and dtype {colours.dtype}, should be integers (n, 3) with n <= 256"
+        )
+    if colours.size and (colours.min() < 0 or colours.max() > 255):
+        raise ValueError(f"palette: has values {colours.min()} to {colours.max()}, should lie in 0 to 255")
+    filled[: len(colours)] = colours
+    return filled

@@ -1,0 +1,211 @@
+"""The CRF parameters that suit a network best, tried on its saved scores: the network does not run again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeplab_fast import inputs, ops, pictures
+from deeplab_fast.crf import CRFParameters
+from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["SearchResult", "combinations", "search", "table", "write_table"]
+
+NAMES = tuple(one.name for one in fields(CRFParameters))
+_MEASURES = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Scores with one set of parameters, 0..1; `params` is None for the scores without CRF.
+
+    `seconds` is the CRF's time for one image, on average.
+    """
+
+    params: CRFParameters | None
+    mean_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    seconds: float
+
+
+def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None, seed: int = 0) -> list[CRFParameters]:
+    """The sets of parameters in a grid, all of them or `random` different ones; what it does not name is DeepLab's.
+
+    Raises:
+        TypeError, ValueError: for unknown names, empty lists, or values that CRFParameters does not take.
+    """
+    for name, values in grid.items():
+        if name not in NAMES:
+            raise ValueError(f"grid: has {name!r}, should have some of {', '.join(NAMES)}")
+        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) == 0:
+            raise ValueError(f"grid: {name} is {values!r}, should be a list of at least one number")
+    if random is not None and random < 1:
+        raise ValueError(f"random: is {random}, should be at least 1")
+    axes = [list(dict.fromkeys(_number(name, value) for value in values)) for name, values in grid.items()]
+    count = math.prod(map(len, axes))
+    if random is None or random >= count:
+        chosen = list(itertools.product(*axes))
+    else:  # by number, for a grid can have more sets than could be listed
+        numbers = Random(seed).sample(range(count), random)
+        places = np.unravel_index(np.array(numbers), [len(axis) for axis in axes])
+        chosen = [tuple(axis[i] for axis, i in zip(axes, one, strict=True)) for one in zip(*places, strict=True)]
+    return [CRFParameters(**dict(zip(grid, values, strict=True))) for values in chosen]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"grid: {name} has {value!r}, should have numbers only")
+    return int(value) if name == "iterations" and float(value).is_integer() else value
+
+
+def search(
+    logits_dir: Path | str,
+    dataset: Any,
+    grid: Mapping[str, Sequence[float]],
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    random: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[SearchResult]:
+    """Scores of a set with many CRFs, from the network's scores that `evaluate(save_logits=…)` saved.
+
+    Args:
+        logits_dir: folder with `{name}.npy`, (K, h, w), for images of the set; those without are left out, with a
+            warning.
+        dataset: a `deeplab_fast.data.SegmentationDataset` with labels.
+        grid: values to try, by the parameters' names: pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, iterations.
+        limit: images to use at most, spread evenly over the set.
+        progress: called with the CRFs run and to run.
+        random: how many sets of parameters to try, drawn from the grid; default all.
+        seed: of the draw.
+        device: where to compute.
+
+    Returns:
+        The scores without CRF first; then the others, best mean IoU first.
+
+    Raises:
+        FileNotFoundError: if the folder, or every file in it, is missing.
+        TypeError, ValueError: for a grid or a file that does not fit.
+    """
+    tried = combinations(grid, random, seed)
+    chosen = _with_logits(Path(logits_dir), dataset, limit)
+    matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in range(len(tried) + 1)]
+    seconds = [0.0] * len(tried)
+    done, total = 0, len(chosen) * len(tried)
+    for index in chosen:  # images outside: each is read once
+        sample = dataset[index]
+        image, logits = _read(Path(logits_dir), sample, dataset, device)
+        with torch.inference_mode():
+            size = sample.image.shape[:2]
+            matrices[0].update(sample.label, ops.upsample_argmax(logits, size)[0].cpu())
+            prob = ops.upsample_softmax(logits, size)
+            for k, params in enumerate(tried):
+                start = time.perf_counter()
+                labels = _refined(params, image, prob)
+                seconds[k] += time.perf_counter() - start
+                matrices[k + 1].update(sample.label, labels)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    found = [
+        _result(params, one.scores(), time_ / len(chosen))
+        for params, one, time_ in zip([None, *tried], matrices, [0.0, *seconds], strict=True)
+    ]
+    best = sorted(found[1:], key=lambda result: -np.nan_to_num(result.mean_iou, nan=-1.0))
+    return [found[0], *best]
+
+
+def _with_logits(folder: Path, dataset: Any, limit: int | None) -> list[int]:
+    """Numbers of the images to use."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"logits_dir: folder not found: {folder}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: is {limit}, should be at least 1")
+    there = [index for index, name in enumerate(dataset.names) if (folder / f"{name}.npy").is_file()]
+    if not there:
+        raise FileNotFoundError(f"logits_dir: {folder} has no file for any image of the set, should hold {{name}}.npy")
+    if len(there) < len(dataset.names):
+        missing = len(dataset.names) - len(there)
+        warnings.warn(f"{missing} of {len(dataset.names)} images have no logits in {folder}", stacklevel=3)
+    if limit is None or limit >= len(there):
+        return there
+    return [there[n * len(there) // limit] for n in range(limit)]
+
+
+def _read(folder: Path, sample: Any, dataset: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Photo uint8 (1, 3, H, W) and logits float32 (1, K, h, w)."""
+    if not hasattr(sample, "image"):  # a data.Problem, from a set that was told to go on
+        raise ValueError(getattr(sample, "message", repr(sample)))
+    if sample.label is None:
+        raise ValueError(f"dataset: {sample.name} has no labels, a search needs them")
+    path = folder / f"{sample.name}.npy"
+    logits = inputs.read_array(path)
+    if logits.ndim != 3 or len(logits) != dataset.num_classes or logits.dtype.kind != "f":
+        raise ValueError(
+            f"logits_dir: {path} is {logits.dtype} {logits.shape}, should be floating ({dataset.num_classes}, h, w)"
+        )
+    image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None]
+    return image.to(device), torch.from_numpy(logits.astype(np.float32))[None].to(device)
+
+
+def _refined(params: CRFParameters, image: Tensor, prob: Tensor) -> Tensor:
+    """Labels after the CRF, (H, W), on the CPU."""
+    from deeplab_fast.nn import DenseCRF
+
+    return DenseCRF(**asdict(params))(image, prob).argmax(dim=1)[0].cpu()
+
+
+def _result(params: CRFParameters | None, scores: Scores, seconds: float) -> SearchResult:
+    return SearchResult(params, **{name: getattr(scores, name) for name in _MEASURES}, seconds=seconds)
+
+
+# --- Showing -------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path | str, results: Sequence[SearchResult]) -> None:
+    """Write results as CSV, whole or not at all: parameters (empty without CRF), scores in 0..1, seconds an image."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*NAMES, *_MEASURES, "seconds"])
+    for one in results:
+        params = [""] * len(NAMES) if one.params is None else [getattr(one.params, name) for name in NAMES]
+        writer.writerow([*params, *(getattr(one, name) for name in _MEASURES), one.seconds])
+    pictures.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def table(results: Sequence[SearchResult], rows: int = 20) -> Table:
+    """The first `rows` results as a rich table; scores in per cent."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    headings = [
+        {"iterations": "iters"}.get(name, name.replace("_", " ")) for name in NAMES
+    ]  # so that they can be broken
+    for heading in (*headings, "mean IoU", "gain", "pixel acc.", "ms an image"):
+        made.add_column(heading, justify="right")
+    for one in results[:rows]:
+        params = ["–"] * len(NAMES) if one.params is None else [f"{getattr(one.params, name):g}" for name in NAMES]
+        gain = "no CRF" if one.params is None else f"{100 * (one.mean_iou - results[0].mean_iou):+.2f}"
+        measures = [f"{100 * one.mean_iou:.2f}", gain, f"{100 * one.pixel_accuracy:.2f}", f"{1000 * one.seconds:.0f}"]
+        made.add_row(*params, *measures)
+    return made

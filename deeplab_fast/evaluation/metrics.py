@@ -1,0 +1,153 @@
+"""Scores of a segmentation, from one confusion matrix that is filled image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deeplab_fast._arguments import shape_of
+
+__all__ = ["ConfusionMatrix", "Scores"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a confusion matrix h, rows being the truth, says; all in 0..1. NaN where there is nothing to divide by.
+
+    The definitions are those of Long et al., "Fully Convolutional Networks", CVPR 2015, section 5.
+
+    Attributes:
+        pixel_accuracy: sum of h's diagonal / sum of h.
+        mean_accuracy: mean of `accuracy` over the classes that the truth has.
+        mean_iou: mean of `iou` over the classes that the truth has.
+        frequency_weighted_iou: `iou` weighted by the classes' share of the truth's pixels.
+        iou: float64 (K,), diagonal / (row + column - diagonal); NaN for classes that the truth does not have.
+        accuracy: float64 (K,), diagonal / row; NaN likewise.
+    """
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iou: float
+    frequency_weighted_iou: float
+    iou: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+class ConfusionMatrix:
+    """How often each class was taken for each: one (K, K) matrix, so that no prediction has to be kept.
+
+    Args:
+        num_classes: K, at least 1.
+        ignore_index: label of pixels that do not count.
+        device: where the counts are kept.
+
+    Attributes:
+        counts: int64 (K, K), pixels by [truth, predicted].
+
+    Raises:
+        TypeError: if `num_classes` is no whole number.
+        ValueError: if it is less than 1.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu"):
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+            raise TypeError(f"num_classes: is {num_classes!r}, should be a whole number")
+        if num_classes < 1:
+            raise ValueError(f"num_classes: is {num_classes}, should be at least 1")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def __repr__(self) -> str:
+        return f"ConfusionMatrix({self.num_classes} classes, {int(self.counts.sum()):,} pixels)"
+
+    def update(self, truth: Tensor | NDArray, predicted: Tensor | NDArray) -> None:
+        """Count the pixels of one image or a batch.
+
+        Args:
+            truth: classes, whole numbers of any shape, an array or a tensor on any device.
+            predicted: of the same shape.
+
+        Raises:
+            TypeError: if they are no whole numbers.
+            ValueError: if shapes differ, `truth` has a label that is neither a class nor `ignore_index`, or `predicted`
+                one that is no class. Nothing is counted then.
+        """
+        truth, predicted = _labels("truth", truth), _labels("predicted", predicted)
+        if truth.shape != predicted.shape:
+            raise ValueError(f"predicted: shape is {shape_of(predicted)}, should be {shape_of(truth)}, that of truth")
+        predicted = predicted.to(truth.device).flatten()
+        counted = truth.flatten() != self.ignore_index
+        truth = truth.flatten()[counted]
+        self._check("truth", truth, f", or {self.ignore_index} where it does not count")
+        self._check("predicted", predicted, "")
+        K = self.num_classes
+        new = torch.bincount(truth * K + predicted[counted], minlength=K * K).view(K, K)
+        self.counts += new.to(self.counts.device)
+
+    def _check(self, name: str, labels: Tensor, besides: str) -> None:
+        if labels.numel() == 0:
+            return
+        low, high = (bound.item() for bound in labels.aminmax())
+        if low < 0 or high >= self.num_classes:
+            wrong = labels[(labels < 0) | (labels >= self.num_classes)].unique().tolist()
+            shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+            raise ValueError(f"{name}: has the labels {shown}, should be in 0..{self.num_classes - 1}{besides}")
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add the counts of another matrix.
+
+        Raises:
+            ValueError: if it has other classes or another `ignore_index`.
+        """
+        for name in ("num_classes", "ignore_index"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"other: {name} is {getattr(other, name)}, should be {getattr(self, name)}")
+        self.counts += other.counts.to(self.counts.device)
+
+    def all_reduce(self) -> None:
+        """Make it the sum over all processes of torch.distributed; without such processes do nothing."""
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        # NCCL moves memory of GPUs only.
+        total = self.counts.cuda() if distributed.get_backend() == "nccl" else self.counts.clone()
+        distributed.all_reduce(total)
+        self.counts.copy_(total)
+
+    def scores(self) -> Scores:
+        """The scores of what has been counted so far."""
+        counts = self.counts.cpu().numpy().astype(np.float64)
+        diagonal, truth, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+        present = truth > 0
+        if not present.any():
+            absent = np.full(self.num_classes, np.nan)
+            return Scores(np.nan, np.nan, np.nan, np.nan, absent, absent.copy())
+        # A class that is predicted but never true has an IoU of 0; like an absent one it is left out of the means.
+        iou = np.where(present, diagonal / np.maximum(truth + predicted - diagonal, 1), np.nan)
+        accuracy = np.where(present, diagonal / np.maximum(truth, 1), np.nan)
+        return Scores(
+            pixel_accuracy=float(diagonal.sum() / counts.sum()),
+            mean_accuracy=float(accuracy[present].mean()),
+            mean_iou=float(iou[present].mean()),
+            frequency_weighted_iou=float((truth[present] / counts.sum() * iou[present]).sum()),
+            iou=iou,
+            accuracy=accuracy,
+        )
+
+
+def _labels(name: str, labels: Tensor | NDArray) -> Tensor:
+    """As an int64 tensor."""
+    if isinstance(labels, np.ndarray):
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"{name}: dtype is {labels.dtype}, should be whole numbers")
+        return torch.from_numpy(np.array(labels, np.int64))
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: is a {type(labels).__name__}, should be an array or a tensor")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name}: dtype is {labels.dtype}, should be whole numbers")
+    return labels.long()

@@ -1,0 +1,212 @@
+"""Photos in, label pictures and overlays out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab_fast import pictures
+from deeplab_fast.evaluation import batching
+from deeplab_fast.evaluation.predictor import Predictor
+
+__all__ = ["IMAGE_ENDINGS", "PredictionResult", "collect_images", "predict"]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """What was written.
+
+    Attributes:
+        written: files, in the order in which they were.
+        images: that were predicted.
+        seconds: that it took.
+        problems: path and message of each image that was left out.
+    """
+
+    written: list[Path]
+    images: int
+    seconds: float
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def collect_images(paths: Sequence[PathLike] | PathLike) -> list[Path]:
+    """The image files that paths stand for: files as they are, folders by what they hold, each file once.
+
+    A folder's .jpg, .jpeg, .png, .bmp and .webp files are taken in the order of their names; not those in folders
+    inside it, nor hidden ones.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for a folder without image files, or no path at all.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"paths: image or folder not found: {path}")
+        files = _in_folder(path) if path.is_dir() else [path]
+        for file in files:
+            found.setdefault(os.path.realpath(file), file)
+    if not found:
+        raise ValueError("paths: is empty, should name at least one image or folder")
+    return list(found.values())
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise ValueError(f"paths: the folder {folder} holds no image, should hold {', '.join(IMAGE_ENDINGS)} files")
+    return files
+
+
+def predict(
+    predictor: Predictor,
+    paths: Sequence[PathLike] | PathLike,
+    out: PathLike,
+    *,
+    overlay: bool | Literal["png", "jpg"] = False,
+    palette: NDArray[np.uint8] | None = None,
+    batch_size: int = 1,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Callable[[int, int], None] | None = None,
+) -> PredictionResult:
+    """Predict photos and write, for each, `{stem}.png` with its labels and, if wanted, `{stem}-overlay.png`.
+
+    Args:
+        predictor: the network, and the CRF behind it.
+        paths: image files and folders; see :func:`collect_images`.
+        out: folder to write to; made if it is not there.
+        overlay: also write photo, labels in colour and both on top of each other, side by side: True or "png" as PNG,
+            "jpg" as JPEG.
+        palette: uint8 (256, 3), default VOC's.
+        batch_size: images of equal shape to predict at once.
+        on_error: "skip" goes on without images that cannot be read or do not fit in memory, and lists them.
+        progress: called with the images done and all images.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for images that cannot be read; before any work, for two images with one stem, or an output that is
+            one of the inputs.
+        MemoryError: as the predictor does.
+    """
+    batching.check_batch_size(batch_size)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: is {on_error!r}, should be 'raise' or 'skip'")
+    if predictor.num_classes > 256:
+        raise ValueError(f"predictor: has {predictor.num_classes} classes, label pictures hold 256")
+    images = collect_images(paths)
+    targets = _targets(images, Path(out), overlay)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    job = _Job(predictor, targets, pictures.voc_palette() if palette is None else palette, on_error == "skip", progress)
+    start = time.perf_counter()
+    for batch in batching.same_key(job.photos(images), batch_size, lambda pair: pair[1].shape):
+        job.handle(batch)
+    return PredictionResult(job.written, job.predicted, time.perf_counter() - start, job.problems)
+
+
+def _targets(images: Sequence[Path], out: Path, overlay: bool | str) -> dict[Path, list[Path]]:
+    """The files to write for each image; raises ValueError where two would be one, or one is an input."""
+    if overlay not in (False, True, "png", "jpg"):
+        raise ValueError(f"overlay: is {overlay!r}, should be True, False, 'png' or 'jpg'")
+    ending = overlay if isinstance(overlay, str) else "png"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file, should be a folder")
+    sources = {os.path.realpath(image): image for image in images}
+    owners: dict[str, Path] = {}
+    targets: dict[Path, list[Path]] = {}
+    for image in images:
+        targets[image] = [out / f"{image.stem}.png"] + [out / f"{image.stem}-overlay.{ending}"] * bool(overlay)
+        for target in targets[image]:
+            place = os.path.realpath(target)
+            if place in sources:
+                raise ValueError(f"out: {target} would replace the input {sources[place]}, give another folder")
+            if place in owners:
+                raise ValueError(
+                    f"paths: {owners[place]} and {image} would both be written to {target}, should have different names"
+                )
+            owners[place] = image
+    return targets
+
+
+class _Job:
+    """One call of :func:`predict`."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        targets: dict[Path, list[Path]],
+        palette: NDArray[np.uint8],
+        skip: bool,
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.predictor, self.targets, self.palette = predictor, targets, palette
+        self.skip, self.progress = skip, progress
+        self.written: list[Path] = []
+        self.problems: list[tuple[Path, str]] = []
+        self.predicted = self.done = 0
+
+    def photos(self, images: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+        for path in images:
+            try:
+                photo = pictures.read_image(path)
+            except (*batching.READ_ERRORS, MemoryError) as error:
+                self._problem(path, error)
+                continue
+            yield path, photo
+
+    def handle(self, batch: list[tuple[Path, NDArray[np.uint8]]]) -> None:
+        """Predict photos of equal shape and write what belongs to them."""
+        try:
+            maps = self.predictor.labels([photo for _, photo in batch])
+        except MemoryError as error:
+            if len(batch) == 1:
+                self._problem(batch[0][0], error)
+                return
+            maps = None
+        if maps is None:  # one of them is to blame, perhaps
+            for pair in batch:
+                self.handle([pair])
+            return
+        for (path, photo), labels in zip(batch, maps, strict=True):
+            self._write(self.targets[path], photo, labels)
+            self.predicted += 1
+            self._advance()
+
+    def _write(self, targets: list[Path], photo: NDArray[np.uint8], labels: NDArray) -> None:
+        writers = {targets[0]: pictures.labels_writer(labels, targets[0], self.palette)}
+        for target in targets[1:]:
+            shown = [
+                photo,
+                pictures.colour_labels(labels, self.palette),
+                pictures.overlay(photo, labels, palette=self.palette),
+            ]
+            panel = pictures.panel(shown, ["photo", "prediction", "overlay"])
+            writers[target] = pictures.picture_writer(panel, target)
+        pictures.atomic_write_all(writers)
+        self.written += targets
+
+    def _problem(self, path: Path, error: Exception) -> None:
+        if not self.skip:
+            raise error
+        self.problems.append((path, " ".join(str(error).split()) or type(error).__name__))
+        self._advance()
+
+    def _advance(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, len(self.targets))

@@ -1,0 +1,151 @@
+"""The search for CRF parameters on saved logits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from fake_segmentation import Colours, FakeDataset
+from rich.console import Console
+
+from deeplab_fast.crf import CRFParameters
+from deeplab_fast.evaluation import Predictor
+from deeplab_fast.evaluation.crf_search import combinations, search, table, write_table
+from deeplab_fast.evaluation.evaluate import evaluate
+from deeplab_fast.nn import DenseCRF
+
+GRID = {"bi_w": [0, 4], "bi_rgb_std": [20.0, 60.0], "bi_xy_std": [2], "iterations": [0, 3.0]}
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory):
+    """A folder with the logits of the fake set, in float32."""
+    folder = tmp_path_factory.mktemp("logits")
+    evaluate(Predictor(Colours(), 4), FakeDataset(5), save_logits=folder, logits_dtype=np.float32)
+    return folder
+
+
+def test_agrees_with_evaluation_and_comes_best_first(logits):
+    dataset, seen = FakeDataset(5), []
+    results = search(logits, dataset, GRID, progress=lambda *at: seen.append(at))
+    assert len(results) == 1 + 8
+    assert seen == [(n, 5 * 8) for n in range(1, 41)]
+    plain = evaluate(Predictor(Colours(), 4), dataset).matrix.scores()
+    assert results[0].params is None
+    assert (results[0].mean_iou, results[0].pixel_accuracy) == (plain.mean_iou, plain.pixel_accuracy)
+    assert results[0].seconds == 0
+    order = [result.mean_iou for result in results[1:]]
+    assert order == sorted(order, reverse=True)
+    assert order[0] > results[0].mean_iou > 0
+    assert {result.params for result in results[1:]} == set(combinations(GRID))
+    for result in (results[1], results[-1]):
+        crf = DenseCRF(**vars(result.params))
+        expected = evaluate(Predictor(Colours(), 4, crf=crf), dataset).matrix_crf.scores()
+        assert result.mean_iou == expected.mean_iou
+        assert result.mean_accuracy == expected.mean_accuracy
+        assert result.frequency_weighted_iou == expected.frequency_weighted_iou
+        assert result.seconds > 0
+
+
+def test_float16_logits_give_nearly_the_same(logits, tmp_path):
+    evaluate(Predictor(Colours(), 4), FakeDataset(5), save_logits=tmp_path)
+    (half, _), (single, _) = (search(folder, FakeDataset(5), {"iterations": [1]}) for folder in (tmp_path, logits))
+    assert half.mean_iou == pytest.approx(single.mean_iou, abs=0.01)
+
+
+def test_float16_holds_large_logits(logits, tmp_path):
+    class Large(Colours):
+        def forward(self, x):
+            return super().forward(x) + 3e5  # beyond float16; common to all classes, so it means nothing
+
+    evaluate(Predictor(Large(), 4), FakeDataset(5), save_logits=tmp_path)
+    found, expected = (search(folder, FakeDataset(5), {"iterations": [1]}) for folder in (tmp_path, logits))
+    assert found[0].mean_iou == pytest.approx(expected[0].mean_iou, abs=0.02)
+
+
+def test_combinations():
+    assert combinations({}) == [CRFParameters()]
+    made = combinations({"pos_w": [1, 2, 2], "iterations": [5.0, 1]})
+    assert made == [CRFParameters(pos_w=w, iterations=n) for w in (1, 2) for n in (5, 1)]
+    huge = {name: list(range(1, 1001)) for name in ("pos_w", "pos_xy_std", "bi_w", "bi_xy_std", "bi_rgb_std")}
+    drawn = combinations(huge, random=50, seed=3)
+    assert len(set(drawn)) == 50
+    assert drawn == combinations(huge, random=50, seed=3) != combinations(huge, random=50, seed=4)
+    assert len(combinations({"bi_w": [1, 2, 3]}, random=10)) == 3
+
+
+@pytest.mark.parametrize(
+    ("grid", "error", "message"),
+    [
+        ({"sigma": [1]}, ValueError, "grid: has 'sigma', should have some of pos_w, pos_xy_std, bi_w"),
+        ({"bi_w": []}, ValueError, r"grid: bi_w is \[\], should be a list of at least one number"),
+        ({"bi_w": 3}, ValueError, "grid: bi_w is 3, should be a list"),
+        ({"bi_w": ["3"]}, TypeError, "grid: bi_w has '3', should have numbers only"),
+        ({"bi_xy_std": [0]}, ValueError, "bi_xy_std must be a positive number, was 0"),
+        ({"iterations": [2.5]}, TypeError, r"iterations must be a whole number, was 2\.5"),
+    ],
+)
+def test_refuses_grids(logits, grid, error, message):
+    with pytest.raises(error, match=message):
+        search(logits, FakeDataset(5), grid)
+    with pytest.raises(ValueError, match="random: is 0, should be at least 1"):
+        combinations({}, random=0)
+
+
+def test_limit_spreads_over_the_set(logits):
+    class Counting(FakeDataset):
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return super().__getitem__(index)
+
+    dataset = Counting(5)
+    dataset.asked = []
+    search(logits, dataset, {"iterations": [0]}, limit=2)
+    assert dataset.asked == [0, 2]
+    with pytest.raises(ValueError, match="limit: is 0, should be at least 1"):
+        search(logits, dataset, {}, limit=0)
+
+
+def test_missing_and_unfit_logits(logits, tmp_path):
+    with pytest.raises(FileNotFoundError, match="logits_dir: folder not found"):
+        search(tmp_path / "missing", FakeDataset(5), {})
+    with pytest.raises(FileNotFoundError, match=r"has no file for any image of the set, should hold \{name\}\.npy"):
+        search(tmp_path, FakeDataset(5), {})
+    with pytest.warns(UserWarning, match="2 of 7 images have no logits"):
+        assert len(search(logits, FakeDataset(7), {"iterations": [0]})) == 2
+    with pytest.raises(ValueError, match="dataset: picture3 has no labels, a search needs them"):
+        search(logits, FakeDataset(5, unlabelled=(3,)), {"iterations": [0]})
+    np.save(tmp_path / "picture0.npy", np.zeros((5, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"picture0\.npy is float32 \(5, 2, 2\), should be floating \(4, h, w\)"):
+        search(tmp_path, FakeDataset(1), {})
+    (tmp_path / "picture0.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"picture0\.npy is no readable numpy file"):
+        search(tmp_path, FakeDataset(1), {})
+
+
+def test_table_and_csv(logits, tmp_path):
+    results = search(logits, FakeDataset(5), {"iterations": [0, 2], "bi_xy_std": [8]})
+    write_table(tmp_path / "crf.csv", results)
+    assert os.listdir(tmp_path) == ["crf.csv"]
+    with open(tmp_path / "crf.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean_iou"]) for row in rows] == [result.mean_iou for result in results]
+    assert rows[0]["bi_w"] == ""
+    assert {row["iterations"] for row in rows[1:]} == {"0", "2"}
+    assert all(float(row["bi_xy_std"]) == 8 for row in rows[1:])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(results))
+    text = console.export_text()
+    assert "no CRF" in text
+    assert f"{100 * results[1].mean_iou:.2f}" in text
+    assert f"{100 * (results[1].mean_iou - results[0].mean_iou):+.2f}" in text
+    assert "…" not in text
+
+
+def test_runs_without_gradients(logits):
+    with torch.enable_grad():
+        assert len(search(logits, FakeDataset(2), {"iterations": [1]})) == 2
