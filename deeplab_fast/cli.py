@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +12,8 @@ import typer
 from typer.core import TyperCommand
 
 import deeplab_fast
+from deeplab_fast.commands import convert, crf_eval, evaluate, predict, train
+from deeplab_fast.commands.common import WrongUse, note, reported, spinner, warnings_as_notes
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:
@@ -31,15 +29,11 @@ CRF, SCORES, LABELS = "CRF parameters", "If INPUT is scores", "If INPUT is label
 
 app = typer.Typer(
     name="deeplab-fast",
-    help="Fast semantic segmentation: refine class scores with a fully connected CRF.",
+    help="Fast semantic segmentation: train, evaluate and use DeepLab-v2; refine scores with a fully connected CRF.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class WrongUse(Exception):
-    """Options that make no sense, alone or together: exit code 2."""
 
 
 def main() -> None:
@@ -48,51 +42,6 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without "×" must not fail a finished job
     app(prog_name="deeplab-fast")
-
-
-@contextlib.contextmanager
-def reported(command: str, debug: bool) -> Iterator[None]:
-    """Turn every failure into one line on stderr and an exit code; with ``debug`` show the traceback, too."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except WrongUse as error:
-        typer.echo(f"deeplab-fast {command}: wrong use: {error}", err=True)
-        raise typer.Exit(2) from None
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        if isinstance(error, MemoryError):
-            message = f"not enough memory: {error}" if str(error) else "not enough memory"
-        else:
-            message = " ".join(str(error).split()) or type(error).__name__
-        known = isinstance(error, (ValueError, TypeError, OSError, MemoryError))
-        hint = "" if known or debug else f" ({type(error).__name__}; --debug shows where)"
-        typer.echo(f"deeplab-fast {command}: error: {message}{hint}", err=True)
-        raise typer.Exit(1) from None
-
-
-def note(text: str) -> None:
-    """A remark beside the result, on stderr."""
-    typer.echo(f"note: {text}", err=True)
-
-
-@contextlib.contextmanager
-def warnings_as_notes() -> Iterator[None]:
-    """Show warnings raised inside as notes, without file names and source lines."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kwargs: note(str(message))
-        yield
-
-
-@contextlib.contextmanager
-def spinner(text: str) -> Iterator[None]:
-    """A spinner on stderr while something runs, where stderr is a terminal."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
 
 
 def _show_version(value: bool) -> None:
@@ -374,3 +323,15 @@ def bench(context: typer.Context) -> None:
         )
         raise typer.Exit(1)
     raise typer.Exit(subprocess.call([sys.executable, "-m", "bench", *context.args], cwd=folder.parent))
+
+
+# ------------------------------------------------------------------------------ the segmentation system (commands/)
+
+for name, command in {
+    "train": train.train_command,
+    "eval": evaluate.evaluate_command,
+    "predict": predict.predict_command,
+    "convert": convert.convert_command,
+    "crf-eval": crf_eval.crf_eval_command,
+}.items():
+    app.command(name)(command)

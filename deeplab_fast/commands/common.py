@@ -1,0 +1,153 @@
+"""What the commands share: how failures, remarks and progress are shown. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from deeplab_fast.config import Config
+
+# Packages of the extra `train`, by the modules that are imported from them.
+TRAIN_PACKAGES = {
+    "torch": "torch",
+    "pydantic": "pydantic",
+    "yaml": "pyyaml",
+    "matplotlib": "matplotlib",
+    "scipy": "scipy",
+    "google": "protobuf",
+    "google.protobuf": "protobuf",
+}
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class WrongUse(Exception):
+    """Options that make no sense, alone or together: exit code 2."""
+
+
+@contextlib.contextmanager
+def reported(command: str, debug: bool) -> Iterator[None]:
+    """Turn every failure into one line on stderr and an exit code; with ``debug`` show the traceback, too."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except WrongUse as error:
+        typer.echo(f"deeplab-fast {command}: wrong use: {error}", err=True)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message = _message(error)
+        known = isinstance(error, (ValueError, TypeError, OSError, MemoryError, ImportError, FloatingPointError))
+        hint = "" if known or debug else f" ({type(error).__name__}; --debug shows where)"
+        typer.echo(f"deeplab-fast {command}: error: {message}{hint}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text}" if text else "not enough memory"
+    if isinstance(error, ImportError):
+        for module, package in TRAIN_PACKAGES.items():
+            # A module that torch itself lacks has another name; our own errors have none, and name the package.
+            if error.name == module or f"pip install {package}" in text:
+                return f'{package} is needed here and is not installed: pip install "deeplab-fast[train]"'
+    return text or type(error).__name__
+
+
+def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
+    """The configuration with what `--set` replaces in it; see `deeplab_fast.config.read_config`."""
+    from deeplab_fast.config import read_config
+
+    try:
+        return read_config(path, overrides or [])
+    except ValueError as error:
+        if str(error).startswith("--set:"):
+            raise WrongUse(str(error)) from error
+        raise
+
+
+def chosen_device(option: str | None, entry: str) -> torch.device:
+    """The device that `--device` names, or else the configuration."""
+    from deeplab_fast.from_config import device_of
+
+    if option is None:
+        return device_of(entry)
+    try:
+        return device_of(option)
+    except ValueError as error:
+        raise WrongUse(f"--{error}") from error
+
+
+def check_folder(path: Path) -> None:
+    """Raise, before any work is done, if files cannot be written to a folder, which is made later if need be."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"output must be a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"folder is not writable: {there}")
+
+
+def note(text: str) -> None:
+    """A remark beside the result, on stderr."""
+    typer.echo(f"note: {text}", err=True)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Show warnings raised inside as notes, without file names and source lines."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: note(str(message))
+        yield
+
+
+@contextlib.contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """A spinner on stderr while something runs, where stderr is a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextlib.contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where stderr is a terminal; gives what to call with the number done and the number of all.
+
+    Of the processes that torchrun started, the first shows it.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    # A bar that is no bar would still print an empty line.
+    hidden = not console.is_terminal or int(os.environ.get("RANK", 0)) > 0
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,47 @@
+"""``deeplab-fast convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deeplab_fast.commands.common import Debug, WrongUse, reported, warnings_as_notes
+
+
+def convert_command(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Weights: .caffemodel, or another spelling in .pth or .safetensors.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result, a .pth file.", show_default=False)],
+    model: Annotated[str, typer.Option(help="The network that the weights are for.")] = "deeplabv2_resnet101",
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes (default: as the weights have).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Turn published weights into a file of ours, checked against the network they are for."""
+    with reported("convert", debug), warnings_as_notes():
+        if out.suffix != ".pth":
+            raise WrongUse(f"--out must end in .pth, was {out}")
+        if out.resolve() == source.resolve():
+            raise WrongUse(f"{out} is the input and would be overwritten")
+        import torch
+
+        from deeplab_fast import models, pictures
+        from deeplab_fast.from_config import class_count
+
+        if model not in models.NAMES:
+            raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
+        pictures.check_destination(out)
+        classes = class_count(source) if classes is None else classes
+        if classes is None:
+            raise WrongUse(f"--classes is missing, and the names in {source} do not tell")
+        network = models.create(model, classes)
+        report = models.load_weights(network, source)
+        pictures.atomic_write(out, lambda file: torch.save(network.state_dict(), file))
+        for note in report.notes:
+            typer.echo(note)
+        typer.echo(f"{report.loaded} tensors for {model}, written: {out}")

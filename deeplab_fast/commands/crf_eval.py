@@ -1,0 +1,95 @@
+"""``deeplab-fast crf-eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deeplab_fast.commands.common import (
+    Debug,
+    WrongUse,
+    check_folder,
+    chosen_device,
+    configuration,
+    progress_bar,
+    reported,
+    warnings_as_notes,
+)
+from deeplab_fast.commands.evaluate import Device
+from deeplab_fast.commands.train import Config, Set
+
+Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
+
+
+def crf_eval_command(
+    config: Config,
+    logits: Annotated[Path, typer.Option(help="Folder that eval --save-logits wrote.", show_default=False)],
+    set: Set = None,
+    pos_w: Values = None,
+    pos_xy_std: Values = None,
+    bi_w: Values = None,
+    bi_xy_std: Values = None,
+    bi_rgb_std: Values = None,
+    iterations: Values = None,
+    random: Annotated[int | None, typer.Option(min=1, help="Try so many, drawn from all (default: all).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images to use (default: all).")] = None,
+    split: Annotated[str | None, typer.Option(help="Split that the scores are of (default: data.val).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file (default: crf-eval.csv in output).")] = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Search the parameters of the CRF on saved scores. Those not given stay as in the configuration."""
+    with reported("crf-eval", debug), warnings_as_notes():
+        given = {
+            "pos_w": pos_w, "pos_xy_std": pos_xy_std, "bi_w": bi_w, "bi_xy_std": bi_xy_std,
+            "bi_rgb_std": bi_rgb_std, "iterations": iterations,
+        }  # fmt: skip
+        grid = {name: _numbers(name, values) for name, values in given.items() if values is not None}
+        read = configuration(config, set)
+        from rich.console import Console
+
+        from deeplab_fast import from_config, pictures
+        from deeplab_fast.evaluation import crf_search
+
+        path = out or read.output / "crf-eval.csv"
+        check_folder(path.parent)
+        if path.parent.exists():
+            pictures.check_destination(path)
+        params = from_config.crf_parameters(read.crf)
+        grid = {name: grid.get(name, [getattr(params, name)]) for name in given}
+        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
+        chosen = chosen_device(device, read.device)
+        with progress_bar("CRFs") as progress:
+            results = crf_search.search(
+                logits,
+                dataset,
+                grid,
+                limit=limit,
+                random=random,
+                progress=progress,
+                device=chosen,
+            )
+        Console().print(crf_search.table(results))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        crf_search.write_table(path, results)
+        typer.echo(f"written: {path}")
+
+
+def _numbers(name: str, values: str) -> list[float]:
+    """The values of an option, each one that the CRF takes."""
+    from deeplab_fast import crf
+
+    option = f"--{name.replace('_', '-')}"
+    try:
+        numbers = [(int if name == "iterations" else float)(value) for value in values.split(",")]
+    except ValueError:
+        kind = "whole numbers" if name == "iterations" else "numbers"
+        raise WrongUse(f"{option} must be {kind} separated by commas, was {values!r}") from None
+    for number in numbers:
+        try:
+            crf.parameters(**{name: number})
+        except ValueError as error:
+            raise WrongUse(str(error).replace(name, option, 1)) from error
+    return numbers

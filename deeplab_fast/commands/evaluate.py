@@ -1,0 +1,116 @@
+"""``deeplab-fast eval``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deeplab_fast.commands.common import (
+    Debug,
+    WrongUse,
+    check_folder,
+    chosen_device,
+    configuration,
+    progress_bar,
+    reported,
+    warnings_as_notes,
+)
+from deeplab_fast.commands.train import Config, Set
+
+if TYPE_CHECKING:
+    from deeplab_fast.config import Config as Entries
+    from deeplab_fast.evaluation import EvaluationResult
+
+WeightsFile = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", help="Checkpoint or published weights (default: best.pth, or last.pth)."),
+]
+Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
+
+
+def evaluate_command(
+    config: Config,
+    weights: WeightsFile = None,
+    crf: Crf = False,
+    set: Set = None,
+    split: Annotated[str | None, typer.Option(help="Split to evaluate (default: data.val).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the reports (default: output).")] = None,
+    save_png: Annotated[
+        Path | None, typer.Option(help="Folder for the labels as palette PNGs, as the VOC server wants them.")
+    ] = None,
+    save_logits: Annotated[Path | None, typer.Option(help="Folder for the scores, for crf-eval.")] = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Score a network on a labelled set; with --crf before and after the CRF, in one pass."""
+    with reported("eval", debug), warnings_as_notes():
+        read = configuration(config, set)
+        import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
+
+        from deeplab_fast import evaluation, from_config
+        from deeplab_fast.training.processes import processes
+
+        for folder in (out or read.output, save_png, save_logits):
+            if folder is not None:
+                check_folder(folder)
+        chosen = chosen_device(device, read.device)
+        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
+        loaded = from_config.read_weights(weights or trained(read), read)
+        if loaded.num_classes != dataset.num_classes:
+            raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
+        with processes(chosen) as group, progress_bar("evaluation") as progress:
+            predictor = evaluation.Predictor(
+                loaded.model,
+                dataset.num_classes,
+                crf=from_config.make_crf(read.crf) if crf else None,
+                device=chosen,
+                uint8_wrap=read.evaluation.uint8_wrap,
+            )
+            result = evaluation.evaluate.evaluate(
+                predictor,
+                dataset,
+                batch_size=read.evaluation.batch_size,
+                workers=read.evaluation.workers,
+                save_png=save_png,
+                save_logits=save_logits,
+                progress=progress,
+                rank=group.rank,
+                world=group.world,
+                on_problem=read.data.on_error,
+            )
+        if int(os.environ.get("RANK", 0)) == 0:
+            _report(result, list(dataset.classes), out or read.output, [save_png, save_logits])
+
+
+def trained(config: Entries) -> Path:
+    """The weights that a training by this configuration left."""
+    from deeplab_fast.training.trainer import BEST, LAST
+
+    for name in (BEST, LAST):
+        if (config.output / name).is_file():
+            return config.output / name
+    raise WrongUse(f"--weights is missing, and {config.output} has neither {BEST} nor {LAST}")
+
+
+def _report(result: EvaluationResult, classes: list[str], folder: Path, others: list[Path | None]) -> None:
+    from rich.console import Console
+
+    from deeplab_fast.evaluation import report
+
+    before = result.matrix.scores()
+    after = None if result.matrix_crf is None else result.matrix_crf.scores()
+    Console().print(report.table(before, classes, after))
+    extra = {"images": result.images, "seconds": round(result.seconds, 3), "problems": result.problems}
+    written = report.write_report(folder, "eval", before, result.matrix, classes, title="without CRF", extra=extra)
+    if after is not None:
+        written += report.write_report(
+            folder, "eval-crf", after, result.matrix_crf, classes, title="with CRF", extra=extra
+        )
+    typer.echo(f"{result.images} images in {result.seconds:.1f} s, {result.images / result.seconds:.2f} a second")
+    for problem in result.problems:
+        typer.echo(f"left out: {problem}", err=True)
+    typer.echo("written: " + ", ".join(str(path) for path in [*written, *others] if path is not None))

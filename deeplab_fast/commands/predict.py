@@ -1,0 +1,62 @@
+"""``deeplab-fast predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deeplab_fast.commands.common import Debug, chosen_device, configuration, progress_bar, reported, warnings_as_notes
+from deeplab_fast.commands.evaluate import Crf, Device
+
+
+def predict_command(
+    images: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", show_default=False)],
+    weights: Annotated[
+        Path, typer.Option("--weights", "-w", help="Checkpoint, or published weights.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration (default: the checkpoint's).")
+    ] = None,
+    crf: Crf = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write photo, labels and both together.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos of equal shape to predict at once.")] = 1,
+    skip_errors: Annotated[
+        bool, typer.Option("--skip-errors", help="Go on without photos that cannot be read, and list them.")
+    ] = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Label photos: for each a palette PNG, and if wanted an overlay."""
+    with reported("predict", debug), warnings_as_notes():
+        from deeplab_fast import evaluation, from_config
+        from deeplab_fast.config import CRFConfig
+
+        paths = evaluation.collect_images(images)
+        read = None if config is None else configuration(config, None)
+        loaded = from_config.read_weights(weights, read)
+        entries = loaded.config
+        predictor = evaluation.Predictor(
+            loaded.model,
+            loaded.num_classes,
+            crf=from_config.make_crf(entries.crf if entries else CRFConfig()) if crf else None,
+            device=chosen_device(device, entries.device if entries else "auto"),
+        )
+        with progress_bar("prediction") as progress:
+            result = evaluation.predict.predict(
+                predictor,
+                paths,
+                out,
+                overlay=overlay,
+                palette=loaded.palette,
+                batch_size=batch_size,
+                on_error="skip" if skip_errors else "raise",
+                progress=progress,
+            )
+        for path, problem in result.problems:
+            typer.echo(f"left out: {path}: {problem}", err=True)
+        typer.echo(f"{result.images} of {len(paths)} photos labelled in {result.seconds:.1f} s, written to {out}")
+        if result.images == 0:
+            raise ValueError("no photo could be labelled")

@@ -1,0 +1,196 @@
+"""What a configuration file may say, and reading one: YAML, checked by pydantic before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class ShapesConfig(_Section):
+    """The made-up set, written to `data.root` where there is none yet; see `deeplab_fast.data.write_shapes`."""
+
+    train: PositiveInt = 120
+    val: PositiveInt = 40
+    size: tuple[PositiveInt, PositiveInt] = (160, 120)  # width, height
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DataConfig(_Section):
+    """Where images and labels are. Paths are relative to the folder that the command is called in."""
+
+    kind: Literal["voc12", "cocostuff10k", "cocostuff164k", "shapes", "folder"]
+    root: Path | None = None  # of every kind but folder
+    train: str = "train"  # split; of folder: a list file, or "" for all images
+    val: str = "val"
+    images: Path | None = None  # of folder, and all that follows
+    labels: Path | None = None
+    classes: list[str] | None = None
+    palette: list[tuple[int, int, int]] | None = None
+    ignore_index: Annotated[int, Field(ge=0)] = 255
+    generate: ShapesConfig | None = None  # of shapes
+    on_error: Literal["raise", "skip"] = "raise"  # what happens to a sample whose files are missing, broken or wrong
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataConfig:
+        folder_only = {"images": self.images, "labels": self.labels, "classes": self.classes, "palette": self.palette}
+        if self.kind == "folder":
+            missing = [name for name in ("images", "labels", "classes") if folder_only[name] is None]
+            if missing:
+                raise ValueError(f"kind folder needs {', '.join(missing)}")
+        else:
+            if self.root is None:
+                raise ValueError(f"kind {self.kind} needs root")
+            given = [name for name, value in folder_only.items() if value is not None]
+            if given:
+                raise ValueError(f"{', '.join(given)} belong to kind folder, the kind is {self.kind}")
+        if self.generate is not None and self.kind != "shapes":
+            raise ValueError(f"generate belongs to kind shapes, the kind is {self.kind}")
+        return self
+
+
+class ModelConfig(_Section):
+    """Which network, and what it starts from."""
+
+    name: str = "deeplabv2_resnet101"
+    options: dict[str, Any] = {}  # further arguments of the function in deeplab_fast.models
+    weights: Path | None = None
+    classifier: Literal["strict", "fresh"] = "fresh"  # see models.load_weights
+    pixels: Literal["rgb", "bgr"] = "rgb"
+
+
+class CRFLossConfig(_Section):
+    """Arguments of `deeplab_fast.nn.DenseCRFLoss`, added to the cross entropy."""
+
+    weight: float = 2e-9
+    sigma_rgb: PositiveFloat = 15
+    sigma_xy: PositiveFloat = 100
+    scale_factor: PositiveFloat = 0.5
+    normalized: bool = False
+
+
+class TrainingConfig(_Section):
+    """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC."""
+
+    iterations: PositiveInt = 20_000  # steps of the optimizer
+    batch_size: PositiveInt = 5  # in each process
+    accumulation: PositiveInt = 2  # batches a step
+    lr: PositiveFloat = 2.5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    classifier_factor: PositiveFloat = 10  # how much faster the classifier learns; 1 where everything starts anew
+    power: PositiveFloat = 0.9
+    lr_every: PositiveInt = 10  # steps between changes of the learning rate
+    crop: PositiveInt = 321
+    scales: list[PositiveFloat] = Field([0.5, 0.75, 1, 1.25, 1.5], min_length=1)
+    flip: bool = True
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    workers: Annotated[int, Field(ge=0)] = 4
+    crf_loss: CRFLossConfig | None = None
+    evaluate_every: Annotated[int, Field(ge=0)] = 1000  # steps; 0: never
+    checkpoint_every: PositiveInt = 1000
+    log_every: PositiveInt = 10
+    tensorboard: bool = False
+
+
+class CRFConfig(_Section):
+    """Parameters of the CRF in evaluation: a preset of `deeplab_fast.nn.DenseCRF`, and what differs from it."""
+
+    preset: Literal["deeplab", "irn", "psa", "afa"] = "deeplab"
+    pos_w: NonNegative | None = None
+    pos_xy_std: PositiveFloat | None = None
+    bi_w: NonNegative | None = None
+    bi_xy_std: PositiveFloat | None = None
+    bi_rgb_std: PositiveFloat | None = None
+    iterations: Annotated[int, Field(ge=0)] | None = None
+
+
+class EvaluationConfig(_Section):
+    """How images are predicted."""
+
+    batch_size: PositiveInt = 1  # of images of equal shape
+    uint8_wrap: bool = False  # reproduces CRF scores published with a popular reimplementation
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class Config(_Section):
+    """A configuration file."""
+
+    output: Path = Path("runs/deeplab")  # folder of checkpoints, logs and reports
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"  # auto takes a GPU where there is one
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    crf: CRFConfig = CRFConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def read_config(path: str | os.PathLike[str], overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file; `overrides` such as "training.lr=0.001" replace entries of it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML, or an entry is unknown, missing or out of range: the message names each.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"configuration not found: {path}")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration {path}: is no readable YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"configuration {path}: should hold sections (data, model, training, …)")
+    for override in overrides:
+        _replace(entries, override)
+    return parse_config(entries, f"configuration {path}")
+
+
+def parse_config(entries: dict[str, Any], source: str) -> Config:
+    """A configuration from its entries; `source` is what errors call it.
+
+    Raises:
+        ValueError: as :func:`read_config`.
+    """
+    try:
+        return Config.model_validate(entries)
+    except ValidationError as error:
+        raise ValueError(f"{source}: " + "; ".join(map(_described, error.errors()))) from None
+
+
+def _described(error: Any) -> str:
+    place = ".".join(map(str, error["loc"]))
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{place}: is unknown"
+    if error["type"] == "value_error":
+        return f"{place}: {message}"
+    return f"{place}: is {error['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _replace(entries: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ValueError(f"--set: is {override!r}, should be like training.lr=0.001")
+    *sections, last = name.split(".")
+    for section in sections:
+        entries = entries.setdefault(section, {})
+        if not isinstance(entries, dict):
+            raise ValueError(f"--set: {name} is no entry, {section} is no section")
+    try:
+        entries[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set: the value of {name} is no YAML: {error}") from error

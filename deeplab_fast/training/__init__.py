@@ -1,0 +1,21 @@
+"""Training of segmentation networks: the recipe of DeepLab-v2, its optimizer, losses, checkpoints and logs."""
+
+from __future__ import annotations
+
+from deeplab_fast.training.logs import TrainingLog, read_log
+from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
+from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler
+from deeplab_fast.training.trainer import Trainer, TrainingResult, train
+
+__all__ = [
+    "CRFRegularisation",
+    "SegmentationLoss",
+    "Trainer",
+    "TrainingLog",
+    "TrainingResult",
+    "parameter_groups",
+    "poly_factor",
+    "poly_scheduler",
+    "read_log",
+    "train",
+]

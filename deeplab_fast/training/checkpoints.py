@@ -1,0 +1,91 @@
+"""Checkpoints: written beside and renamed, so that whatever happens, the last complete one can be loaded."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTIAL = ".partial"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: tensors, numbers, texts, lists and dictionaries of them.
+
+    The file appears whole or not at all: a process that is killed, or a disk that is full, leaves the one before.
+
+    Raises:
+        OSError: if it cannot be written; it names the file and says why.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with open(beside, "xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # a rename may reach the disk before the content
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error)
+        raise OSError(
+            getattr(reason, "errno", None) or 5,
+            f"checkpoint could not be written: {reason}; the one before is kept",
+            str(path),
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> BaseException:
+    """torch turns a full disk into a RuntimeError about its own writer."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a killed process left half-written."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that :func:`save` wrote, on the CPU; no code in it is run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
+        raise ValueError(f"checkpoint {path} is not readable: {error}") from error
+    wanted = ("model", "optimizer", "scheduler", "sampler", "step")
+    missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"checkpoint {path}: has no {', '.join(missing)}, should be one of a training")
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's generators, which dropout draws from."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo what has been drawn since :func:`random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,341 @@
+"""Training by a configuration: the recipe of DeepLab-v2, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from deeplab_fast import data, evaluation
+from deeplab_fast.config import Config
+from deeplab_fast.from_config import device_of, make_dataset, make_model
+from deeplab_fast.training import checkpoints
+from deeplab_fast.training.display import Display
+from deeplab_fast.training.logs import TrainingLog
+from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
+from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
+from deeplab_fast.training.processes import Processes, processes, synchronise_batch_norm
+
+LAST, BEST = "last.pth", "best.pth"
+# Entries of the configuration that a resumed training has to have as before.
+SAME_MODEL = ("name", "options")
+SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every")
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended.
+
+    Attributes:
+        step: steps done, with those before it was resumed.
+        mean_iou: of the last evaluation; None if there was none.
+        best_mean_iou: of the best checkpoint.
+        last, best: the checkpoints; `best` is None if there was no evaluation.
+    """
+
+    step: int
+    mean_iou: float | None
+    best_mean_iou: float | None
+    last: Path
+    best: Path | None
+
+
+def train(
+    config: Config, *, resume: bool = False, stop_after: int | None = None, quiet: bool = False
+) -> TrainingResult:
+    """Train a network; in several processes if torchrun started them.
+
+    Every process computes `training.batch_size` images at a time. `last.pth` is written every
+    `training.checkpoint_every` steps and at the end, `best.pth` after an evaluation that is better than all before,
+    `log.csv` as it goes, all in `config.output`. Resumed on a CPU, a training gives the bits of one that was never
+    interrupted: weights, optimizer, learning rate, order of samples, augmentation and dropout.
+
+    Args:
+        config: see `deeplab_fast.config`.
+        resume: go on from `last.pth`.
+        stop_after: end after this many steps in all, as if interrupted; the learning rate falls as if it went on.
+        quiet: show no progress.
+
+    Raises:
+        FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong.
+        FileExistsError: if the folder has a checkpoint, and `resume` is False.
+        FloatingPointError: if the loss or a gradient is not finite; nothing is saved after that.
+        OSError: if a checkpoint cannot be written; the one before stays.
+    """
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after: is {stop_after}, should be at least 1")
+    device = device_of(config.device)
+    with processes(device) as group:
+        trainer = Trainer(config, device, group, resume)
+        with Display(config, group.is_first and not quiet) as display:
+            return trainer.run(display, stop_after)
+
+
+class Trainer:
+    """What a training is made of; see :func:`train`."""
+
+    def __init__(self, config: Config, device: torch.device, group: Processes, resume: bool):
+        self.config, self.recipe, self.device, self.group = config, config.training, device, group
+        torch.manual_seed(config.seed)
+        self.dataset = self._dataset(config.data.train)
+        self.validation = self._dataset(config.data.val) if self.recipe.evaluate_every else None
+        self.step, self.best, self.mean_iou = 0, -math.inf, None
+        state = self._prepare_folder(resume)
+
+        # Resumed, its weights are those of the checkpoint; the file it once began with may be gone.
+        first = config.model if state is None else config.model.model_copy(update={"weights": None})
+        self.model, self.notes = make_model(first, self.dataset.num_classes)
+        self.model.to(device, memory_format=torch.channels_last)
+        if group.world > 1 and device.type == "cuda":
+            synchronise_batch_norm(self.model)
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.classifier_factor),
+            momentum=self.recipe.momentum,
+        )
+        self.scheduler = poly_scheduler(self.optimizer, self.recipe.iterations, self.recipe.power, self.recipe.lr_every)
+        self.dtype = DTYPES[self.recipe.precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.loss = SegmentationLoss(self.dataset.ignore_index)
+        self.crf_loss = None if self.recipe.crf_loss is None else CRFRegularisation(self.recipe.crf_loss).to(device)
+
+        transform = data.TrainingTransform(self.recipe.crop, self.recipe.scales, self.recipe.flip)
+        self.samples = data.TrainingSet(self.dataset, transform, config.seed)
+        self.sampler = data.ShuffledSampler(len(self.dataset), config.seed, group.rank, group.world)
+        torch.manual_seed(config.seed + group.rank)  # dropout differs between processes
+        if state is not None:
+            self._restore(state)
+        self.network = self._wrapped()
+        self.log = TrainingLog(config.output, self.step, self.recipe.tensorboard) if group.is_first else None
+
+    # --- Setting up ------------------------------------------------------------------------------------------------
+
+    def _dataset(self, split: str) -> data.SegmentationDataset:
+        if not self.group.is_first:
+            self.group.wait()  # the first process may have to write the made-up set
+        try:
+            return make_dataset(self.config.data, split)
+        finally:
+            if self.group.is_first:
+                self.group.wait()
+
+    def _prepare_folder(self, resume: bool) -> dict[str, Any] | None:
+        folder = self.config.output
+        last = folder / LAST
+        state = checkpoints.load(last) if resume else None
+        if state is None and last.exists():
+            raise FileExistsError(f"output: {last} exists; go on from it (--resume) or choose another folder")
+        self.group.wait()
+        if self.group.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.remove_partial(folder)
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._check_same_training(state)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:  # else it was not in float16, and there is nothing to restore
+            self.scaler.load_state_dict(state["scaler"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.step, self.best, self.mean_iou = state["step"], state["best"], state["mean_iou"]
+        if self.group.rank < len(state["random"]):
+            checkpoints.restore_random_state(state["random"][self.group.rank])
+
+    def _check_same_training(self, state: dict[str, Any]) -> None:
+        """Another network or another schedule would go on from this checkpoint, and mean nothing.
+
+        The optimizer's numbers come from the checkpoint, so that another one in the configuration would have no effect.
+        """
+        before, now = state["deeplab_fast"]["config"], self.config.model_dump(mode="json")
+        entries = [("seed",), *(("model", name) for name in SAME_MODEL), *(("training", name) for name in SAME_RECIPE)]
+        for entry in entries:
+            has, had = (functools.reduce(dict.__getitem__, entry, config) for config in (now, before))
+            if has != had:
+                raise ValueError(
+                    f"{'.'.join(entry)}: is {has}, the checkpoint has {had}; resumed, a training keeps it. To change "
+                    "it, train in another folder, with the checkpoint as model.weights"
+                )
+        if state["deeplab_fast"]["classes"] != list(self.dataset.classes):
+            raise ValueError(f"data: has the classes {', '.join(self.dataset.classes)}, the checkpoint has others")
+
+    def _wrapped(self) -> nn.Module:
+        network: nn.Module = self.model
+        if self.group.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            network = DistributedDataParallel(network, device_ids=ids)
+        return torch.compile(network) if self.recipe.compile else network
+
+    def _batches(self) -> Iterator[data.Batch]:
+        loader = DataLoader(
+            self.samples,
+            batch_size=self.recipe.batch_size,
+            sampler=self.sampler,
+            collate_fn=data.collate,
+            num_workers=self.recipe.workers,
+            pin_memory=self.device.type == "cuda",
+            # Seeds of workers come from it; from torch's own, they would shift the numbers that dropout gets.
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+        return iter(loader)
+
+    # --- Training --------------------------------------------------------------------------------------------------
+
+    def run(self, display: Display, stop_after: int | None = None) -> TrainingResult:
+        """Train to the end; see :func:`train`."""
+        for note in self.notes:
+            display.note(note)
+        end = self.recipe.iterations if stop_after is None else min(self.recipe.iterations, stop_after)
+        begun, done, batches = time.perf_counter(), 0, self._batches()
+        self.network.train()
+        display.start(self.step)
+        saved = self.step if self.step else None
+        while self.step < end:
+            lr = self.lr  # of this step; after it, that of the next
+            loss = self._step(batches)
+            self.step += 1
+            done += 1
+            seconds = time.perf_counter() - begun
+            speed = done * self.recipe.batch_size * self.recipe.accumulation * self.group.world / seconds
+            display.advance(loss, lr, speed)
+            if self._is_due(self.recipe.log_every) and self.log:
+                self.log.write(self.step, loss=loss, lr=lr, images_per_second=speed, seconds=seconds)
+            if self._is_due(self.recipe.evaluate_every):
+                self._evaluate(display)
+            if self._is_due(self.recipe.checkpoint_every):
+                self._save(LAST)
+                saved = self.step
+        if saved != self.step:
+            self._save(LAST)
+        self.group.wait()
+        if self.log:
+            self.log.close()
+        best = self.config.output / BEST
+        return TrainingResult(
+            self.step,
+            self.mean_iou,
+            None if self.best == -math.inf else self.best,
+            self.config.output / LAST,
+            best if best.exists() and self.best > -math.inf else None,
+        )
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.recipe.iterations)
+
+    @property
+    def lr(self) -> float:
+        """The trunk's learning rate, for the next step."""
+        return self.scheduler.get_last_lr()[0]
+
+    def _step(self, batches: Iterator[data.Batch]) -> float:
+        """One step of the optimizer; the loss, over all processes."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for part in range(self.recipe.accumulation):
+            batch = next(batches)
+            self.samples.report(batch.problems)
+            last = part == self.recipe.accumulation - 1
+            # Gradients of several processes are exchanged once, with the last part.
+            exchanged = contextlib.nullcontext() if last or self.group.world == 1 else self._ddp().no_sync()
+            with exchanged:
+                loss = self._loss(batch) / self.recipe.accumulation
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if self.group.world > 1:
+            distributed.all_reduce(total)
+            total /= self.group.world
+        loss_value = total.item()
+        self._check_finite(loss_value)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.sampler.advance(self.recipe.batch_size * self.recipe.accumulation * self.group.world)
+        return loss_value
+
+    def _ddp(self) -> DistributedDataParallel:
+        return getattr(self.network, "_orig_mod", self.network)
+
+    def _loss(self, batch: data.Batch) -> Tensor:
+        x = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.network(x)
+        loss = self.loss(logits, labels)
+        return loss if self.crf_loss is None else loss + self.crf_loss(x, logits)
+
+    def _check_finite(self, loss: float) -> None:
+        """Before the optimizer's step: what is not finite would be in every weight after it."""
+        what = None
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not self.scaler.is_enabled() and not gradients_are_finite(self.optimizer):
+            what = "a gradient is not finite"  # in float16 the scaler leaves such steps out, and scales less
+        if what is not None:
+            raise FloatingPointError(
+                f"{what} in step {self.step + 1}; nothing is saved, {LAST} is of an earlier step. A smaller "
+                "training.lr may help"
+            )
+
+    # --- Evaluating and saving -------------------------------------------------------------------------------------
+
+    def _evaluate(self, display: Display) -> None:
+        predictor = evaluation.Predictor(self.model, self.dataset.num_classes, device=self.device, autocast=self.dtype)
+        with display.evaluation(len(self.validation)) as progress:
+            result = evaluation.evaluate.evaluate(
+                predictor,
+                self.validation,
+                batch_size=self.config.evaluation.batch_size,
+                workers=self.config.evaluation.workers,
+                progress=progress,
+                rank=self.group.rank,
+                world=self.group.world,
+                on_problem=self.config.data.on_error,
+            )
+        self.network.train()
+        scores = result.matrix.scores()
+        self.mean_iou = scores.mean_iou
+        if self.log:
+            self.log.write(self.step, mean_iou=scores.mean_iou, pixel_accuracy=scores.pixel_accuracy)
+        percent = f"mean IoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
+        display.note(f"step {self.step}: {percent}")
+        if scores.mean_iou > self.best:
+            self.best = scores.mean_iou
+            self._save(BEST)
+
+    def _save(self, name: str) -> None:
+        """Write a checkpoint, from the first process; all have to call it."""
+        random = self.group.gathered(checkpoints.random_state()) if name == LAST else None
+        if not self.group.is_first:
+            return
+        content = {
+            "model": self.model.state_dict(),
+            "deeplab_fast": {
+                "config": self.config.model_dump(mode="json"),
+                "classes": list(self.dataset.classes),
+                "palette": torch.from_numpy(copy.copy(self.dataset.palette)),
+            },
+            "step": self.step,
+            "best": self.best,
+            "mean_iou": self.mean_iou,
+        }
+        if name == LAST:
+            content |= {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "random": random,
+            }
+        checkpoints.save(self.config.output / name, content)

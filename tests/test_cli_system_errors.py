@@ -1,0 +1,265 @@
+"""How the commands of the segmentation system fail, and what they do not load to answer --help."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from command import succeeds
+from small_system import CONFIG, call, train_in
+
+pytest.importorskip("pydantic", reason="pydantic is not installed")
+pytest.importorskip("yaml", reason="pyyaml is not installed")
+
+from deeplab_fast import models
+from deeplab_fast.commands import common
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("train", "eval", "predict", "convert", "crf-eval")
+INSTALL = r'is needed here and is not installed: pip install "deeplab-fast\[train\]"$'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished training, and files that are wrong in several ways."""
+    made = tmp_path_factory.mktemp("errors")
+    succeeds(train_in(made))
+    (made / "text.yaml").write_text("data: [")
+    (made / "list.yaml").write_text("- data")
+    (made / "unknown.yaml").write_text(CONFIG.format(folder=made) + "speed: 3\n")
+    (made / "text.pth").write_text("no weights")
+    (made / "broken.jpg").write_bytes(b"no picture")
+    (made / "empty").mkdir()
+    torch.save(models.deeplabv2_small(7, msc=False).state_dict(), made / "seven.pth")
+    torch.save({"head.weight": torch.zeros(3, 3)}, made / "other.pth")
+    return made
+
+
+def state(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def fails(folder, code, message, *words):
+    """The command exits with `code`, says `message` in one line on stderr, and leaves every file as it was."""
+    before = state(folder)
+    result = call(*(word.replace("{f}", str(folder)) for word in words))
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith(f"deeplab-fast {words[0]}: " + ("error: " if code == 1 else "wrong use: "))
+    assert re.search(message, result.stderr.rstrip("\n")), result.stderr
+    assert "--debug" not in result.stderr
+    assert state(folder) == before
+
+
+CONFIG_WORDS = ["-c", "{f}/config.yaml"]
+NEW = ["--set", "output={f}/new", "--quiet"]
+TWO_CLASSES = (
+    "data={kind: folder, images: {f}/set/JPEGImages, labels: {f}/set/SegmentationClass, classes: [a, b], val: ''}"
+)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "crf-eval"])
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (1, r"configuration not found: .*none\.yaml$", ["-c", "{f}/none.yaml"]),
+        (1, r"text\.yaml: is no readable YAML", ["-c", "{f}/text.yaml"]),
+        (1, r"list\.yaml: should hold sections", ["-c", "{f}/list.yaml"]),
+        (1, r"unknown\.yaml: speed: is unknown$", ["-c", "{f}/unknown.yaml"]),
+        (1, r"training\.lr: is -1: input should be greater than 0", [*CONFIG_WORDS, "--set", "training.lr=-1"]),
+        (2, r"--set: is 'training\.lr', should be like", [*CONFIG_WORDS, "--set", "training.lr"]),
+        (1, r"folder not found: .*/away$", [*CONFIG_WORDS, "--set", "data={kind: voc12, root: {f}/away}", *NEW[:2]]),
+    ],
+)
+def test_configurations(folder, command, code, message, words):
+    others = {"crf-eval": ["--logits", "{f}/empty"], "eval": ["-w", "{f}/run/best.pth"]}
+    fails(folder, code, message, command, *words, *others.get(command, []))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (1, r"output: .*last\.pth exists; go on from it \(--resume\) or choose another folder$", ["--quiet"]),
+        (1, r"list of the split 'extra' not found: .*extra\.txt$", [*NEW, "--set", "data.train=extra"]),
+        (1, r"weights not found: .*none\.pth$", [*NEW, "--set", "model.weights={f}/none.pth"]),
+        (1, r"other\.pth: do not fit the model: missing", [*NEW, "--set", "model.weights={f}/other.pth"]),
+        (1, r"name: is 'resnet', should be one of deeplabv2_resnet101", [*NEW, "--set", "model.name=resnet"]),
+        (1, r"options: is 'size', should be one of msc", [*NEW, "--set", "model.options={size: 3}"]),
+        (1, r"checkpoint not found: .*last\.pth$", [*NEW, "--resume"]),
+        (1, r"device: is 'gpu', should be auto, cpu or cuda$", [*NEW, "--set", "device=gpu"]),
+    ],
+)
+def test_train(folder, code, message, words):
+    fails(folder, code, message, "train", *CONFIG_WORDS, *words)
+
+
+def test_train_that_diverges(folder):
+    result = call(
+        "train", "-c", folder / "config.yaml", *(word.format(f=folder) for word in NEW), "--set", "training.lr=1e30"
+    )
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"deeplab-fast train: error: .* not finite in step \d.*|.*the loss is \w+ in step \d.*\n", result.stderr
+    )
+    assert not list((folder / "new").glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (1, r"weights not found: .*none\.pth$", ["-w", "{f}/none.pth"]),
+        (1, r"weights .*text\.pth: cannot be read as tensors", ["-w", "{f}/text.pth"]),
+        (1, r"seven\.pth: do not fit the model: aspp\.c0\.weight is \(7, ", ["-w", "{f}/seven.pth"]),
+        (2, r"the weights have 5 classes, the set has 2$", ["-w", "{f}/run/best.pth", "--set", TWO_CLASSES]),
+        (2, r"--weights is missing, and .*/empty has neither best\.pth nor last\.pth", ["--set", "output={f}/empty"]),
+        (2, r"--device: is 'gpu', should be auto, cpu or cuda$", ["--device", "gpu"]),
+        (1, r"list of the split 'extra' not found", ["--split", "extra"]),
+        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
+        (1, r"output must be a folder, .*broken\.jpg is a file$", ["--save-png", "{f}/broken.jpg/labels"]),
+        (1, r"crf\.preset: is 'voc': input should be 'deeplab'", ["--crf", "--set", "crf.preset=voc"]),
+    ],
+)
+def test_eval(folder, code, message, words):
+    fails(folder, code, message, "eval", *CONFIG_WORDS, *words)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (2, r"--bi-xy-std must be numbers separated by commas, was '3,x'$", ["--bi-xy-std", "3,x"]),
+        (2, r"--pos-xy-std must be a positive number, was 0", ["--pos-xy-std", "1,0"]),
+        (2, r"--iterations must be whole numbers separated by commas, was '2\.5'$", ["--iterations", "2.5"]),
+        (1, r"folder not found: .*/none$", ["--logits", "{f}/none"]),
+        (1, r"/empty has no file for any image of the set", []),
+        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
+        (1, r"output must be a file, .*/empty is a folder$", ["-o", "{f}/empty"]),
+    ],
+)
+def test_crf_eval(folder, code, message, words):
+    fails(folder, code, message, "crf-eval", *CONFIG_WORDS, "--logits", "{f}/empty", *words)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (1, r"image or folder not found: .*none\.jpg$", ["{f}/none.jpg"]),
+        (1, r"the folder .*/empty holds no image", ["{f}/empty"]),
+        (1, r"image .*broken\.jpg is no readable picture$", ["{f}/broken.jpg"]),
+        (
+            1,
+            r"train_0000\.jpg and .*train_0000\.png would both be written to",
+            ["{f}/set/JPEGImages", "{f}/set/SegmentationClass"],
+        ),
+        (1, r"weights not found: .*none\.pth$", ["{f}/broken.jpg", "-w", "{f}/none.pth"]),
+        (1, r"other\.pth: are not those of DeepLab-v2 .* --config$", ["{f}/broken.jpg", "-w", "{f}/other.pth"]),
+        (2, r"--device: is 'gpu'", ["{f}/set/JPEGImages", "--device", "gpu"]),
+    ],
+)
+def test_predict(folder, code, message, words):
+    fails(folder, code, message, "predict", "-w", "{f}/run/best.pth", "-o", "{f}/out", *words)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (2, r"--out must end in \.pth, was .*new\.pt$", ["{f}/seven.pth", "-o", "{f}/new.pt"]),
+        (2, r"seven\.pth is the input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
+        (2, r"--model must be one of .*, was 'resnet'$", ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "resnet"]),
+        (2, r"--classes is missing, and the names in .*other\.pth do not tell", ["{f}/other.pth", "-o", "{f}/new.pth"]),
+        (1, r"weights not found: .*none\.pth$", ["{f}/none.pth", "-o", "{f}/new.pth"]),
+        (1, r"folder of the output not found: .*/away$", ["{f}/seven.pth", "-o", "{f}/away/new.pth"]),
+        (
+            1,
+            r"seven\.pth: do not fit the model: base\.aspp\.c0\.weight is \(7, ",
+            ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "deeplabv2_small", "--classes", "3"],
+        ),
+    ],
+)
+def test_convert(folder, code, message, words):
+    fails(folder, code, message, "convert", *words)
+
+
+def test_predict_without_any_photo_that_can_be_read(folder):
+    words = ["predict", folder / "broken.jpg", "-w", folder / "run" / "best.pth", "-o", folder / "out", "--skip-errors"]
+    result = call(*words)
+    assert result.exit_code == 1
+    left_out, error = result.stderr.splitlines()
+    assert left_out.startswith("left out: ")
+    assert error == "deeplab-fast predict: error: no photo could be labelled"
+
+
+# ------------------------------------------------------------------------------------- packages and their absence
+
+
+@pytest.mark.parametrize(("module", "package"), [("yaml", "pyyaml"), ("matplotlib", "matplotlib")])
+def test_missing_packages(folder, monkeypatch, module, package):
+    """They are missed before the work, not after it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "yaml":
+        monkeypatch.delitem(sys.modules, "deeplab_fast.config")  # which imports it
+    fails(folder, 1, f": {package} {INSTALL}", "eval", *CONFIG_WORDS)
+
+
+@pytest.mark.parametrize(("module", "package"), common.TRAIN_PACKAGES.items())
+def test_every_package_is_named(capsys, module, package):
+    """typer may itself need pydantic, so that its absence is not tried as that of the others."""
+    with pytest.raises(typer.Exit), common.reported("train", debug=False):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert re.fullmatch(f"deeplab-fast train: error: {package} {INSTALL}", capsys.readouterr().err.rstrip())
+
+
+def test_missing_scipy(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    fails(
+        folder, 1, f": scipy {INSTALL}", "train", *CONFIG_WORDS, *NEW, "--set", "data={kind: cocostuff10k, root: {f}}"
+    )
+
+
+def test_missing_protobuf(folder, monkeypatch):
+    from deeplab_fast.models import caffe
+
+    caffe.messages.cache_clear()
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    (folder / "net.caffemodel").write_bytes(b"")
+    fails(folder, 1, f": protobuf {INSTALL}", "convert", "{f}/net.caffemodel", "-o", "{f}/new.pth")
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def test_missing_torch(folder):
+    words = [["predict", "x.jpg", "-w", "x.pth", "-o", "out"], ["convert", "x.pth", "-o", f"{folder}/new.pth"]]
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom deeplab_fast.cli import app\n"
+        f"for words in {words!r}:\n"
+        "    try: app(words)\n"
+        "    except SystemExit as end: assert end.code == 1\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(re.search(f"error: torch {INSTALL}", line) for line in lines)
+
+
+def test_help_answers_without_the_packages():
+    code = (
+        "import sys\nfrom deeplab_fast.cli import app\n"
+        f"for words in [[], *([name] for name in {COMMANDS!r})]:\n"
+        "    try: app([*words, '--help'])\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'scipy', 'matplotlib', 'yaml', 'google.protobuf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage") == 1 + len(COMMANDS)
+    first = done.stdout.split("Usage")[1]
+    assert all(re.search(rf"^\W*{name} ", first, re.M) for name in (*COMMANDS, "crf", "doctor", "bench"))
