@@ -47,10 +47,12 @@ def all_cases() -> Iterator[Case]:
     # These need torch, which the dense CRF does not.
     from .convolution_cases import convolution_cases
     from .crf_gradient_cases import crf_gradient_cases
+    from .system_cases import system_cases
 
     yield from dense_crf_cases()
     yield from crf_gradient_cases()
     yield from convolution_cases()
+    yield from system_cases()
 
 
 # --- dense_crf: the whole call of pydensecrf's users, from photo and unary to beliefs

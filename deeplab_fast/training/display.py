@@ -1,9 +1,10 @@
-"""The progress of a training on a terminal."""
+"""The progress of a training: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deeplab_fast.config import Config
 
+LINES = 50  # of a whole training, in a file
+
 
 class Display:
-    """A bar with loss, learning rate, images a second and the time left, on stderr; nothing unless `shown`."""
+    """Loss, learning rate, images a second and the time left, on stderr; nothing unless `shown`."""
 
     def __init__(self, config: Config, shown: bool):
         self.shown = shown
@@ -27,7 +30,7 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not shown,
+            disable=not (shown and self.console.is_terminal),
         )
 
     def __enter__(self) -> Display:
@@ -40,16 +43,19 @@ class Display:
     def note(self, text: str) -> None:
         """A line above the bar."""
         if self.shown:
-            self._progress.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def start(self, step: int) -> None:
         """Show the bar, of a training that has done `step` steps."""
         self._task = self._progress.add_task("training", total=self._iterations, completed=step, values="")
 
-    def advance(self, loss: float, lr: float, images_per_second: float) -> None:
-        """One step more."""
+    def advance(self, step: int, loss: float, lr: float, images_per_second: float, seconds_left: float) -> None:
+        """`step` steps are done."""
         values = f"loss {loss:.4f}  lr {lr:.2e}  {images_per_second:.1f} images/s"
-        self._progress.update(self._task, advance=1, values=values)
+        self._progress.update(self._task, completed=step, values=values)
+        if not self.console.is_terminal and step % max(1, self._iterations // LINES) == 0:
+            left = timedelta(seconds=round(seconds_left))
+            self.note(f"step {step} of {self._iterations}  {values}  {left} left")
 
     @contextlib.contextmanager
     def evaluation(self, images: int) -> Iterator[Callable[[int, int], None]]:

@@ -209,7 +209,7 @@ class Trainer:
             done += 1
             seconds = time.perf_counter() - begun
             speed = done * self.recipe.batch_size * self.recipe.accumulation * self.group.world / seconds
-            display.advance(loss, lr, speed)
+            display.advance(self.step, loss, lr, speed, seconds / done * (end - self.step))
             if self._is_due(self.recipe.log_every) and self.log:
                 self.log.write(self.step, loss=loss, lr=lr, images_per_second=speed, seconds=seconds)
             if self._is_due(self.recipe.evaluate_every):
