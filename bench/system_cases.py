@@ -134,7 +134,7 @@ def _evaluate(crf: bool, which: str, inputs: dict[str, Any]) -> np.ndarray:
         if not crf:
             return deeplab_fast.upsample_argmax(logits, size)[0].numpy()
         prob = deeplab_fast.upsample_softmax(logits, size)
-        Q = DenseCRF.preset("deeplab")(torch.from_numpy(image).permute(2, 0, 1)[None], prob)
+        Q = DenseCRF.preset("deeplab")(torch.from_numpy(image.copy()).permute(2, 0, 1)[None], prob)
         return Q.argmax(dim=1)[0].numpy()
 
 
@@ -145,7 +145,7 @@ def _pydensecrf(image: np.ndarray, prob: np.ndarray) -> np.ndarray:
     crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], len(prob))
     crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(prob)))
     crf.addPairwiseGaussian(sxy=1, compat=3)
-    crf.addPairwiseBilateral(sxy=67, srgb=3, rgbim=np.ascontiguousarray(image), compat=4)
+    crf.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image.copy(), compat=4)
     return np.array(crf.inference(10)).argmax(axis=0).reshape(image.shape[:2])
 
 

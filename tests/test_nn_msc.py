@@ -89,3 +89,17 @@ def test_refuses():
     module.base = nn.MSC(base())  # a list, in training
     with pytest.raises(TypeError, match="base: returned a list, should return a tensor"):
         module(torch.zeros(1, 3, 33, 33))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_scale_comes_in_the_memory_format_of_the_image(memory_format: torch.memory_format):
+    seen = []
+
+    class Base(torch_nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    nn.MSC(Base())(torch.rand(1, 3, 20, 30).contiguous(memory_format=memory_format))
+    assert len(seen) == 3
+    assert all(x.is_contiguous(memory_format=memory_format) for x in seen)

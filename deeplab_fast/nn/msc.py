@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from deeplab_fast._arguments import check_floating, shape_of
+from deeplab_fast._conv_arguments import format_of
 
 
 class MSC(nn.Module):
@@ -57,7 +58,13 @@ class MSC(nn.Module):
                 f"x: shape is {shape_of(x)}, should be (N, C, H, W) with H and W at least 1 at scales {self.scales}"
             )
         # By factor, not by size: of an odd size the two give different positions, and published weights know this one.
-        images = [interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False) for scale in self.scales]
+        # And in the format of x, which interpolate loses for three channels: layers in two formats would copy.
+        images = [
+            interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False).contiguous(
+                memory_format=format_of(x)
+            )
+            for scale in self.scales
+        ]
         logits = [self.base(image) for image in (x, *images)]
         if not all(isinstance(one, Tensor) for one in logits):
             raise TypeError(f"base: returned a {type(logits[0]).__name__}, should return a tensor of scores")
