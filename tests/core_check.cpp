@@ -11,6 +11,7 @@
 
 #include "core_check_convolution.h"
 #include "dense_crf.h"
+#include "pairwise_energy.h"
 #include "thread_pool.h"
 #include "winograd.h"
 
@@ -119,6 +120,39 @@ void check_filter(int dimensions, int channels, int64_t points) {
   lattice.neighbours(neighbours.data());
 }
 
+struct Energy {
+  double energy;
+  std::vector<float> gradient;
+  bool operator==(const Energy& other) const { return energy == other.energy && gradient == other.gradient; }
+};
+
+Energy energy_of(int64_t height, int64_t width, double factor, bool with_inside, int threads) {
+  constexpr int64_t kChannels = 35;
+  ThreadPool pool(threads);
+  generator.seed(5);
+  const BilinearScaling scaling(height, width, factor);
+  const int64_t points = scaling.points(), source = scaling.source_points();
+  const std::vector<float> values = random_floats(kChannels * source, 0, 1);
+  const std::vector<float> features = random_floats(5 * points, -5, 5), inside = random_floats(points, 0, 1);
+  std::vector<float> scaled(kChannels * points), small(kChannels * points), back(kChannels * source, NAN);
+  for (int64_t c = 0; c < kChannels; ++c) scaling.scale(values.data() + c * source, scaled.data() + c * points);
+  const Lattice lattice(features.data(), 5, std::make_shared<VisitOrder>(points, scaling.width()), pool);
+  const double energy =
+      pairwise_energy(lattice, kChannels, with_inside ? inside.data() : nullptr, scaled.data(), small.data(), pool);
+  for (int64_t c = 0; c < kChannels; ++c) scaling.scale_back(small.data() + c * points, 2.0f, back.data() + c * source);
+  return {energy, back};
+}
+
+void check_energy(int64_t height, int64_t width, double factor) {
+  for (bool with_inside : {false, true}) {
+    const Energy first = energy_of(height, width, factor, with_inside, 1);
+    require(std::isfinite(first.energy), "an energy is not finite");
+    for (float value : first.gradient) require(std::isfinite(value), "a gradient was not written");
+    for (int threads : {2, 3})
+      require(energy_of(height, width, factor, with_inside, threads) == first, "another number of threads, other bits");
+  }
+}
+
 void check_refusals() {
   ThreadPool pool(2);
   const auto refuses = [&](float value) {
@@ -182,6 +216,9 @@ int main() {
   for (int dimensions = 1; dimensions <= 9; ++dimensions) check_filter(dimensions, 35, 203);
   check_filter(20, 3, 50);
   check_filter(64, 1, 11);
+  for (double factor : {0.3, 0.5, 0.75, 1.0, 2.0}) check_energy(31, 18, factor);
+  check_energy(1, 7, 1.5);
+  check_energy(321, 200, 0.5);
   check_refusals();
   check_convolutions(require);
   for (int64_t rate : {1, 2, 5, 40}) {
