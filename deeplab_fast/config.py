@@ -47,10 +47,13 @@ class DataConfig(_Section):
             missing = [name for name in ("images", "labels", "classes") if folder_only[name] is None]
             if missing:
                 raise ValueError(f"kind folder needs {', '.join(missing)}")
+            if self.root is not None:
+                raise ValueError("root belongs to the other kinds, the kind is folder, which has images and labels")
         else:
             if self.root is None:
                 raise ValueError(f"kind {self.kind} needs root")
             given = [name for name, value in folder_only.items() if value is not None]
+            given += ["ignore_index"] if self.ignore_index != 255 else []
             if given:
                 raise ValueError(f"{', '.join(given)} belong to kind folder, the kind is {self.kind}")
         if self.generate is not None and self.kind != "shapes":
@@ -119,6 +122,8 @@ class EvaluationConfig(_Section):
     """How images are predicted."""
 
     batch_size: PositiveInt = 1  # of images of equal shape
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    tile: Annotated[int, Field(ge=32)] | None = None  # cut larger images into tiles of this side, pixels
     uint8_wrap: bool = False  # reproduces CRF scores published with a popular reimplementation
     workers: Annotated[int, Field(ge=0)] = 0
 

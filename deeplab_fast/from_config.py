@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from deeplab_fast import data, models
-from deeplab_fast.config import Config, CRFConfig, DataConfig, ModelConfig, parse_config
+from deeplab_fast.config import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig, parse_config
 from deeplab_fast.crf import CRFParameters, parameters
+from deeplab_fast.evaluation import Predictor
 from deeplab_fast.nn import DenseCRF
 
 
@@ -32,10 +33,13 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
             ignore_index=config.ignore_index,
             on_error=config.on_error,
         )
-    if config.generate is not None and not (config.root / data.shapes.MARKER).is_file():
-        config.root.parent.mkdir(parents=True, exist_ok=True)
-        made = config.generate
-        data.write_shapes(config.root, made.train, made.val, made.size, made.seed)
+    if config.generate is not None:
+        made = config.generate.model_dump()
+        if (config.root / data.shapes.MARKER).is_file():
+            data.shapes.check_made_with(config.root, **made)
+        else:
+            config.root.parent.mkdir(parents=True, exist_ok=True)
+            data.write_shapes(config.root, **made)
     makers = {
         "voc12": data.VOC12,
         "cocostuff10k": data.COCOStuff10k,
@@ -82,6 +86,26 @@ def crf_parameters(config: CRFConfig) -> CRFParameters:
         ValueError: for an unknown preset.
     """
     return parameters(**config.model_dump())
+
+
+# What `precision` of a configuration stands for; None: no autocast.
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_predictor(
+    model: nn.Module, num_classes: int, config: Config | None, device: torch.device, with_crf: bool, tile: int | None
+) -> Predictor:
+    """A predictor as the configuration has it; without one, the defaults. `tile`, if given, replaces its tile."""
+    entries = EvaluationConfig() if config is None else config.evaluation
+    return Predictor(
+        model,
+        num_classes,
+        crf=make_crf(CRFConfig() if config is None else config.crf) if with_crf else None,
+        device=device,
+        autocast=DTYPES[entries.precision],
+        uint8_wrap=entries.uint8_wrap,
+        tile=entries.tile if tile is None else tile,
+    )
 
 
 def device_of(name: str) -> torch.device:

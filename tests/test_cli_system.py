@@ -221,6 +221,21 @@ def test_convert_an_older_spelling(tmp_path):
     assert all(torch.equal(written[key], source[key]) for key in source)
 
 
+def test_convert_pretrained_weights_that_have_no_classifier(tmp_path):
+    source = models.deeplabv2_small(3, msc=False).state_dict()
+    pretrained = {key: one for key, one in source.items() if not key.startswith("aspp.")}
+    torch.save({**pretrained, "fc.weight": torch.zeros(91, 512)}, tmp_path / "coco.pth")
+    words = ["convert", tmp_path / "coco.pth", "-o", tmp_path / "new.pth", "--model", "deeplabv2_small"]
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "--without-classifier" in result.stderr
+    succeeds(call(*words, "--without-classifier"))
+    written = torch.load(tmp_path / "new.pth", weights_only=True)
+    assert list(written) == [f"base.{key}" for key in pretrained]
+    fresh = models.deeplabv2_small(5)
+    assert models.load_weights(fresh, tmp_path / "new.pth", classifier="fresh").loaded == len(pretrained)
+
+
 def test_convert_a_caffemodel_and_predict_with_it(trained, tmp_path, monkeypatch):
     """ResNet-101 in full depth, but of one channel in place of 64; neither command is told the classes."""
     pytest.importorskip("google.protobuf", reason="protobuf is not installed")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -16,7 +17,7 @@ from small_system import CONFIG, call, train_in
 pytest.importorskip("pydantic", reason="pydantic is not installed")
 pytest.importorskip("yaml", reason="pyyaml is not installed")
 
-from deeplab_fast import models
+from deeplab_fast import data, models, pictures
 from deeplab_fast.commands import common
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,17 @@ def test_configurations(folder, command, code, message, words):
 )
 def test_train(folder, code, message, words):
     fails(folder, code, message, "train", *CONFIG_WORDS, *words)
+
+
+def test_train_without_a_labelled_pixel_to_evaluate(tmp_path):
+    """There is no score then, and no best checkpoint; the training is whole all the same."""
+    data.write_shapes(tmp_path / "set", train=8, val=4, size=(64, 48))
+    for path in (tmp_path / "set" / "SegmentationClass").glob("val_*.png"):
+        pictures.save_labels(path, np.full((48, 64), 255))
+    result = train_in(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "mean IoU" not in result.stdout
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"last.pth", "log.csv"}
 
 
 def test_train_that_diverges(folder):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deeplab_fast import from_config
-from deeplab_fast.config import Config, parse_config, read_config
+from deeplab_fast.config import Config, DataConfig, parse_config, read_config
 from deeplab_fast.crf import PRESETS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -179,3 +179,18 @@ def test_shapes_are_written_once(tmp_path):
 def test_crf_presets(name):
     crf = parse_config({"data": {"kind": "voc12", "root": "x"}, "crf": {"preset": name, "iterations": 3}}, "test").crf
     assert "iterations=3" in repr(from_config.make_crf(crf))
+
+
+def test_another_set_of_shapes_is_not_taken_for_the_one_wanted(tmp_path):
+    entries = {"kind": "shapes", "root": tmp_path / "set", "generate": {"train": 2, "val": 1, "size": (64, 48)}}
+    assert len(from_config.make_dataset(DataConfig(**entries), "train")) == 2
+    entries["generate"]["train"] = 3
+    with pytest.raises(ValueError, match=r"set: was made with train 2, should have train 3: delete it, or choose"):
+        from_config.make_dataset(DataConfig(**entries), "train")
+
+
+def test_entries_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="ignore_index belong to kind folder, the kind is voc12"):
+        DataConfig(kind="voc12", root="here", ignore_index=254)
+    with pytest.raises(ValueError, match="root belongs to the other kinds"):
+        DataConfig(kind="folder", root="here", images="i", labels="l", classes=["a"])

@@ -14,6 +14,7 @@ import torch
 from small_trainings import environment, file_size_limit, logged, python, small_config, write_set
 
 from deeplab_fast import data
+from deeplab_fast.config import parse_config
 from deeplab_fast.training import SegmentationLoss, TrainingLog, checkpoints, read_log, train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -213,3 +214,58 @@ def test_checkpoint_of_what_cannot_be_pickled(tmp_path):
     assert path.read_bytes() == before
     assert partial_files(tmp_path) == []
     assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+# --- Data ----------------------------------------------------------------------------------------------------------
+
+
+def broken_set(folder: Path, split: str) -> Path:
+    """A set in which the first photo of the split is missing."""
+    root = write_set(folder)
+    (root / "JPEGImages" / f"{split}_0000.jpg").unlink()
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_photo_is_named(tmp_path, workers):
+    config = small_config(broken_set(tmp_path, "train"), tmp_path / "out", iterations=8, workers=workers)
+    with pytest.raises(FileNotFoundError, match=r"^image not found: .*train_0000\.jpg \(line 1 of .*train\.txt\)$"):
+        train(config, quiet=True)
+
+
+def test_a_failing_evaluation_loses_no_step(tmp_path):
+    root = broken_set(tmp_path, "val")
+    config = small_config(root, tmp_path / "out", evaluate_every=4)
+    with pytest.raises(FileNotFoundError, match=r"val_0000\.jpg"):
+        train(config, quiet=True)
+    assert checkpoints.load(tmp_path / "out" / "last.pth")["step"] == 4
+
+
+def test_photos_left_out_of_an_evaluation_are_named(tmp_path, capfd):
+    root = broken_set(tmp_path, "val")
+    entries = small_config(root, tmp_path / "out", evaluate_every=4).model_dump(mode="json")
+    entries["data"]["on_error"] = "skip"
+    result = train(parse_config(entries, "test"))
+    assert result.mean_iou is not None
+    assert "val_0000.jpg" in "".join(capfd.readouterr().err.split())
+
+
+# --- Ctrl-C --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_finishes_the_step_and_saves(root, tmp_path):
+    output = tmp_path / "out"
+    config = small_config(root, output, iterations=5000, workers=1)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.model_dump_json())
+    with subprocess.Popen(python(TRAIN, file, "anew"), env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < until:
+            if (output / "log.csv").exists() and len(read_log(output / "log.csv")) > 2:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert "last.pth is saved" in error
+    step = checkpoints.load(output / "last.pth")["step"]
+    assert len(read_log(output / "log.csv")) == step > 2

@@ -113,7 +113,7 @@ def first_weights(folder: Path) -> Path:
 
 def test_two_processes_are_one_with_twice_the_batch(root, tmp_path):
     options = {"msc": False, "frozen_batch_norm": True}
-    recipe = {"iterations": 5, "accumulation": 2, "evaluate_every": 5}
+    recipe = {"iterations": 5, "accumulation": 2, "evaluate_every": 5, "lr": 0.0001}
     weights = first_weights(tmp_path)
     alone = small_config(root, tmp_path / "alone", options, weights, batch_size=4, **recipe)
     together = small_config(root, tmp_path / "together", options, weights, batch_size=2, **recipe)

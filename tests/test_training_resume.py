@@ -9,6 +9,7 @@ import torch
 from small_trainings import differences, logged, make_with_dropout, small_config, write_set
 
 from deeplab_fast.config import Config, parse_config
+from deeplab_fast.data import write_shapes
 from deeplab_fast.training import checkpoints, train
 
 STEPS = 6
@@ -109,6 +110,7 @@ def begun(root, tmp_path_factory):
         ("training", {"lr": 0.5}, "training.lr: is 0.5, the checkpoint has 0.0005"),
         ("training", {"weight_decay": 0.5}, "training.weight_decay: is 0.5"),
         ("training", {"lr_every": 3}, "training.lr_every: is 3, the checkpoint has 1"),
+        ("training", {"classifier_factor": 1}, "training.classifier_factor: is 1.0, the checkpoint has 10"),
         (None, {"seed": 5}, "seed: is 5, the checkpoint has 0"),
     ],
 )
@@ -120,6 +122,12 @@ def test_another_training_is_not_resumed(root, begun, section, changes, said):
         train(parse_config(entries, "test"), quiet=True, resume=True)
     assert said in str(caught.value)
     assert (begun / "last.pth").read_bytes() == before
+
+
+def test_another_list_of_samples_is_not_resumed(root, begun, tmp_path):
+    fewer = write_shapes(tmp_path / "fewer", train=4, val=4, size=(64, 48))
+    with pytest.raises(ValueError, match=r"data\.train: has 4 samples, the checkpoint was trained with 8"):
+        train(small_config(fewer, begun), quiet=True, resume=True)
 
 
 def test_output_is_not_overwritten(root, begun):

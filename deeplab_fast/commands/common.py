@@ -45,6 +45,9 @@ def reported(command: str, debug: bool) -> Iterator[None]:
     except WrongUse as error:
         typer.echo(f"deeplab-fast {command}: wrong use: {error}", err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt as error:
+        typer.echo(f"deeplab-fast {command}: interrupted {error}".rstrip(), err=True)
+        raise typer.Exit(1) from None
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -20,6 +20,12 @@ def convert_command(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes (default: as the weights have).")
     ] = None,
+    without_classifier: Annotated[
+        bool,
+        typer.Option(
+            "--without-classifier", help="The weights have no classifier (pretrained): convert the rest, for training."
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Turn published weights into a file of ours, checked against the network they are for."""
@@ -37,11 +43,21 @@ def convert_command(
             raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
         pictures.check_destination(out)
         classes = class_count(source) if classes is None else classes
-        if classes is None:
-            raise WrongUse(f"--classes is missing, and the names in {source} do not tell")
+        if without_classifier:
+            classes = classes or 1  # nothing of it is written
+        elif classes is None:
+            raise WrongUse(
+                f"--classes is missing, and the names in {source} do not tell; if it has no classifier, say "
+                "--without-classifier"
+            )
         network = models.create(model, classes)
-        report = models.load_weights(network, source)
-        pictures.atomic_write(out, lambda file: torch.save(network.state_dict(), file))
+        report = models.load_weights(network, source, classifier="fresh" if without_classifier else "strict")
+        state = network.state_dict()
+        if without_classifier:
+            own = {id(parameter) for module in models.classifier_modules(network) for parameter in module.parameters()}
+            left_out = [name for name, parameter in network.named_parameters() if id(parameter) in own]
+            state = {name: tensor for name, tensor in state.items() if name not in left_out}
+        pictures.atomic_write(out, lambda file: torch.save(state, file))
         for note in report.notes:
             typer.echo(note)
         typer.echo(f"{report.loaded} tensors for {model}, written: {out}")

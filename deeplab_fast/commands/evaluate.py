@@ -29,6 +29,7 @@ WeightsFile = Annotated[
     typer.Option("--weights", "-w", help="Checkpoint or published weights (default: best.pth, or last.pth)."),
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
+Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 
 
@@ -43,6 +44,7 @@ def evaluate_command(
         Path | None, typer.Option(help="Folder for the labels as palette PNGs, as the VOC server wants them.")
     ] = None,
     save_logits: Annotated[Path | None, typer.Option(help="Folder for the scores, for crf-eval.")] = None,
+    tile: Tile = None,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
@@ -63,13 +65,7 @@ def evaluate_command(
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:
-            predictor = evaluation.Predictor(
-                loaded.model,
-                dataset.num_classes,
-                crf=from_config.make_crf(read.crf) if crf else None,
-                device=chosen,
-                uint8_wrap=read.evaluation.uint8_wrap,
-            )
+            predictor = from_config.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
             result = evaluation.evaluate.evaluate(
                 predictor,
                 dataset,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import Debug, chosen_device, configuration, progress_bar, reported, warnings_as_notes
-from deeplab_fast.commands.evaluate import Crf, Device
+from deeplab_fast.commands.evaluate import Crf, Device, Tile
 
 
 def predict_command(
@@ -26,24 +26,19 @@ def predict_command(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Go on without photos that cannot be read, and list them.")
     ] = False,
+    tile: Tile = None,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Label photos: for each a palette PNG, and if wanted an overlay."""
     with reported("predict", debug), warnings_as_notes():
         from deeplab_fast import evaluation, from_config
-        from deeplab_fast.config import CRFConfig
 
         paths = evaluation.collect_images(images)
         read = None if config is None else configuration(config, None)
         loaded = from_config.read_weights(weights, read)
-        entries = loaded.config
-        predictor = evaluation.Predictor(
-            loaded.model,
-            loaded.num_classes,
-            crf=from_config.make_crf(entries.crf if entries else CRFConfig()) if crf else None,
-            device=chosen_device(device, entries.device if entries else "auto"),
-        )
+        chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
+        predictor = from_config.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
         with progress_bar("prediction") as progress:
             result = evaluation.predict.predict(
                 predictor,

@@ -34,7 +34,7 @@ def train_command(
         result = training.train(read, resume=resume, quiet=quiet)
         if int(os.environ.get("RANK", 0)) > 0:
             return
-        if result.mean_iou is not None:
+        if result.best_mean_iou is not None:
             typer.echo(f"mean IoU {100 * result.mean_iou:.2f} % at the end, {100 * result.best_mean_iou:.2f} % at best")
         written = [result.last, *([result.best] if result.best else []), read.output / "log.csv"]
         typer.echo("written: " + ", ".join(map(str, written)))

@@ -100,6 +100,24 @@ def write_shapes(
     return Path(root)
 
 
+def check_made_with(root: str | os.PathLike[str], **wanted: Any) -> None:
+    """Compare what the set in a folder was made with to arguments of :func:`write_shapes`.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    path = Path(root) / MARKER
+    try:
+        made = json.loads(path.read_text())
+        differing = [name for name, value in wanted.items() if made[name] != json.loads(json.dumps(value))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not what such a set has: {error}") from error
+    if differing:
+        had = ", ".join(f"{name} {made[name]}" for name in differing)
+        now = ", ".join(f"{name} {wanted[name]}" for name in differing)
+        raise ValueError(f"{root}: was made with {had}, should have {now}: delete it, or choose another folder")
+
+
 def _write_content(folder: Path, counts: dict[str, int], width: int, height: int, seed: int) -> None:
     lists = folder / "ImageSets" / "Segmentation"
     for made in (folder / "JPEGImages", folder / "SegmentationClass", lists):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from deeplab_fast.data._checks import checked_count
 from deeplab_fast.data.resizing import nearest_indices
@@ -45,8 +45,9 @@ def to_network(image: NDArray[np.uint8], mean_bgr: Sequence[float] = MEAN_BGR) -
 class TrainingTransform:
     """A random crop at a random scale, mirrored or not: the augmentation of DeepLab-v2's training.
 
-    1. One of `scales` is drawn, and image and labels are resized to int(size * scale), at least 1: the image by
-       Pillow's BILINEAR (which averages over all pixels where it makes smaller), the labels by its NEAREST.
+    1. One of `scales` is drawn, and image and labels are resized to int(size * scale), at least 1: the image
+       bilinearly between its nearest pixels (as OpenCV's INTER_LINEAR; Pillow's BILINEAR would average over more where
+       it makes smaller), the labels by Pillow's NEAREST.
     2. What is smaller than the crop is padded at the right and the bottom; the image with the mean colour, which is
        zero after the subtraction, the labels with `ignore_index`.
     3. A crop is cut out at a place drawn uniformly.
@@ -108,8 +109,7 @@ class TrainingTransform:
 
         image = sample.image
         if (scaled_height, scaled_width) != (height, width):
-            resized = Image.fromarray(image).resize((scaled_width, scaled_height), Image.Resampling.BILINEAR)
-            image = np.asarray(resized)
+            image = _resized(image, scaled_height, scaled_width)
         image = image[top : top + self.crop, left : left + self.crop]
         # The same pixels as Pillow's NEAREST, but only those of the crop.
         rows = nearest_indices(height, scaled_height)[top : top + self.crop]
@@ -120,6 +120,13 @@ class TrainingTransform:
         y = torch.full((self.crop, self.crop), self.ignore_index, dtype=torch.int64)
         y[: len(rows), : len(columns)] = torch.from_numpy(sample.label[rows[:, None], columns])
         return (x.flip(-1), y.flip(-1)) if mirrored else (x, y)
+
+
+def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """An image (H, W, 3) at another size, bilinearly, rounded."""
+    planes = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None]
+    resized = interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0]
+    return resized.round().permute(1, 2, 0).numpy().astype(np.uint8)
 
 
 def _check_image(name: str, image: Any) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_fast import pictures
+from deeplab_fast.data.datasets import IMAGE_ENDINGS
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.predictor import Predictor
 
 __all__ = ["IMAGE_ENDINGS", "PredictionResult", "collect_images", "predict"]
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 PathLike = str | os.PathLike[str]
 

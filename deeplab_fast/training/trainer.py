@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
-from deeplab_fast.from_config import device_of, make_dataset, make_model
+from deeplab_fast.from_config import DTYPES, device_of, make_dataset, make_model
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
+from deeplab_fast.training.interrupts import asked_to_stop
+from deeplab_fast.training.loading import batches
 from deeplab_fast.training.logs import TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
@@ -30,8 +31,7 @@ from deeplab_fast.training.processes import Processes, processes, synchronise_ba
 LAST, BEST = "last.pth", "best.pth"
 # Entries of the configuration that a resumed training has to have as before.
 SAME_MODEL = ("name", "options")
-SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every")
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every", "classifier_factor")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def train(
         FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong.
         FileExistsError: if the folder has a checkpoint, and `resume` is False.
         FloatingPointError: if the loss or a gradient is not finite; nothing is saved after that.
+        KeyboardInterrupt: after Ctrl-C, when the step is finished and `last.pth` is written.
         OSError: if a checkpoint cannot be written; the one before stays.
     """
     if stop_after is not None and stop_after < 1:
@@ -170,6 +171,12 @@ class Trainer:
                 )
         if state["deeplab_fast"]["classes"] != list(self.dataset.classes):
             raise ValueError(f"data: has the classes {', '.join(self.dataset.classes)}, the checkpoint has others")
+        had = state["sampler"]["length"]
+        if had != len(self.dataset):
+            raise ValueError(
+                f"data.train: has {len(self.dataset)} samples, the checkpoint was trained with {had}; resumed, a "
+                "training goes on with the same ones"
+            )
 
     def _wrapped(self) -> nn.Module:
         network: nn.Module = self.model
@@ -179,17 +186,14 @@ class Trainer:
         return torch.compile(network) if self.recipe.compile else network
 
     def _batches(self) -> Iterator[data.Batch]:
-        loader = DataLoader(
+        return batches(
             self.samples,
-            batch_size=self.recipe.batch_size,
-            sampler=self.sampler,
-            collate_fn=data.collate,
-            num_workers=self.recipe.workers,
+            self.sampler,
+            self.recipe.batch_size,
+            workers=self.recipe.workers,
+            seed=self.config.seed,
             pin_memory=self.device.type == "cuda",
-            # Seeds of workers come from it; from torch's own, they would shift the numbers that dropout gets.
-            generator=torch.Generator().manual_seed(self.config.seed),
         )
-        return iter(loader)
 
     # --- Training --------------------------------------------------------------------------------------------------
 
@@ -198,27 +202,10 @@ class Trainer:
         for note in self.notes:
             display.note(note)
         end = self.recipe.iterations if stop_after is None else min(self.recipe.iterations, stop_after)
-        begun, done, batches = time.perf_counter(), 0, self._batches()
-        self.network.train()
         display.start(self.step)
-        saved = self.step if self.step else None
-        while self.step < end:
-            lr = self.lr  # of this step; after it, that of the next
-            loss = self._step(batches)
-            self.step += 1
-            done += 1
-            seconds = time.perf_counter() - begun
-            speed = done * self.recipe.batch_size * self.recipe.accumulation * self.group.world / seconds
-            display.advance(self.step, loss, lr, speed, seconds / done * (end - self.step))
-            if self._is_due(self.recipe.log_every) and self.log:
-                self.log.write(self.step, loss=loss, lr=lr, images_per_second=speed, seconds=seconds)
-            if self._is_due(self.recipe.evaluate_every):
-                self._evaluate(display)
-            if self._is_due(self.recipe.checkpoint_every):
-                self._save(LAST)
-                saved = self.step
-        if saved != self.step:
-            self._save(LAST)
+        self.network.train()
+        with asked_to_stop() if self.group.world == 1 else contextlib.nullcontext(lambda: False) as stop:
+            self._run_to(end, display, stop)
         self.group.wait()
         if self.log:
             self.log.close()
@@ -231,6 +218,32 @@ class Trainer:
             best if best.exists() and self.best > -math.inf else None,
         )
 
+    def _run_to(self, end: int, display: Display, stop: Callable[[], bool]) -> None:
+        batch_iterator = self._batches()
+        images_per_step = self.recipe.batch_size * self.recipe.accumulation * self.group.world
+        seconds, done, saved = 0.0, 0, self.step  # seconds in steps, not in evaluations
+        while self.step < end:
+            begun, lr = time.perf_counter(), self.lr  # of this step; after it, that of the next
+            loss = self._step(batch_iterator)
+            self.step += 1
+            done += 1
+            seconds += time.perf_counter() - begun
+            speed = done * images_per_step / seconds
+            display.advance(self.step, loss, lr, speed, seconds / done * (end - self.step))
+            if self._is_due(self.recipe.log_every) and self.log:
+                self.log.write(self.step, loss=loss, lr=lr, images_per_second=speed, seconds=seconds)
+            evaluating = self._is_due(self.recipe.evaluate_every)
+            if evaluating or self._is_due(self.recipe.checkpoint_every) or stop():
+                self._save(LAST)  # before the evaluation: should that fail, the steps are not lost
+                saved = self.step
+            if evaluating:
+                self._evaluate(display)
+                self._save(LAST)
+            if stop():
+                raise KeyboardInterrupt(f"after step {self.step}; {LAST} is saved, --resume goes on from it")
+        if saved != self.step:
+            self._save(LAST)
+
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.recipe.iterations)
 
@@ -239,12 +252,12 @@ class Trainer:
         """The trunk's learning rate, for the next step."""
         return self.scheduler.get_last_lr()[0]
 
-    def _step(self, batches: Iterator[data.Batch]) -> float:
+    def _step(self, batch_iterator: Iterator[data.Batch]) -> float:
         """One step of the optimizer; the loss, over all processes."""
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for part in range(self.recipe.accumulation):
-            batch = next(batches)
+            batch = next(batch_iterator)
             self.samples.report(batch.problems)
             last = part == self.recipe.accumulation - 1
             # Gradients of several processes are exchanged once, with the last part.
@@ -310,6 +323,10 @@ class Trainer:
             self.log.write(self.step, mean_iou=scores.mean_iou, pixel_accuracy=scores.pixel_accuracy)
         percent = f"mean IoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
         display.note(f"step {self.step}: {percent}")
+        for problem in result.problems:
+            display.note(f"left out: {problem}")
+        if math.isnan(scores.mean_iou):
+            display.note(f"data.val: {self.config.data.val} has no labelled pixel, so no checkpoint is the best")
         if scores.mean_iou > self.best:
             self.best = scores.mean_iou
             self._save(BEST)
