@@ -93,7 +93,7 @@ def test_key_overflow_raises_in_kernel_and_reference_alike(dimensions: int, dime
     results, refusals = [], []
     for name in ("permutohedral_filter", "permutohedral_filter_reference"):
         try:
-            results.append(ops._call(_registry.OPS[name], [features], values, features))
+            results.append(ops.call_op(_registry.OPS[name], [features], values, features))
         except ValueError as error:
             refusals.append("key range overflow" in str(error))
     if refusals:
