@@ -62,13 +62,16 @@ def test_gradcheck(case: tuple):
 
 def test_a_batch_is_its_images_and_any_number_of_threads_gives_the_same_bits():
     values, features, inside, factor = inputs(((3, 21, 90, 121), 5, 0.5))
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        leaf = values.clone().requires_grad_()
-        energy = ops.pairwise_energy(leaf, features, inside, factor)
-        energy.sum().backward()
-        results.append((energy.detach(), leaf.grad))
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = values.clone().requires_grad_()
+            energy = ops.pairwise_energy(leaf, features, inside, factor)
+            energy.sum().backward()
+            results.append((energy.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(before)
     for energy, grad in results[1:]:
         assert torch.equal(energy, results[0][0])
         assert torch.equal(grad, results[0][1])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
-from small_trainings import environment, logged, python, small_config, write_set
+from small_trainings import environment, first_weights, logged, python, small_config, write_set
 
-from deeplab_fast import evaluation, models
+from deeplab_fast import evaluation
 from deeplab_fast.from_config import make_dataset, read_weights
 from deeplab_fast.training import checkpoints, train
 
@@ -97,18 +96,6 @@ def results(ended: list[tuple[int, str, str]]) -> list:
     for status, _, error in ended:
         assert status == 0, error
     return [json.loads(output.splitlines()[-1]) for _, output, _ in ended]
-
-
-def first_weights(folder: Path) -> Path:
-    """Weights whose frozen batch norm fits them: of fresh ones, the scores would be in the hundreds."""
-    torch.manual_seed(0)
-    model = models.create("deeplabv2_small", 5, msc=False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    model.train()(100 * torch.randn(4, 3, 65, 65))
-    torch.save(model.state_dict(), folder / "first.pth")
-    return folder / "first.pth"
 
 
 def test_two_processes_are_one_with_twice_the_batch(root, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_trainings import logged, small_config, write_set
+from small_trainings import first_weights, logged, small_config, write_set
 from torch.nn.functional import cross_entropy, interpolate
 
 from deeplab_fast import data, models, training
@@ -157,7 +157,10 @@ def batch_loss(model: torch.nn.Module, crops: list[data.Crop]) -> torch.Tensor:
 
 
 def test_two_steps_of_two_batches_by_hand(root, tmp_path):
-    config = small_config(root, tmp_path, {"msc": True}, iterations=10, accumulation=2, lr=0.0001, weight_decay=0.1)
+    # A batch norm that is live, or frozen but does not fit, makes much of the last digits: gradients would differ.
+    options = {"msc": True, "frozen_batch_norm": True}
+    recipe = {"iterations": 10, "accumulation": 2, "lr": 0.0001, "weight_decay": 0.1}
+    config = small_config(root, tmp_path, options, first_weights(tmp_path), **recipe)
     trainer = training.Trainer(config, torch.device("cpu"), Processes(), resume=False)
     by_hand = copy.deepcopy(trainer.model).train()
     crops = [trainer.samples[pair] for pair in itertools.islice(trainer.sampler, 8)]
@@ -171,19 +174,18 @@ def test_two_steps_of_two_batches_by_hand(root, tmp_path):
         by_hand.zero_grad()
         expected.backward()
         rate = 0.0001 * (1 - step / 10) ** 0.9
-        # Gradients before a batch norm are small differences of large sums, so none is compared alone.
-        off, size = torch.zeros(()), torch.zeros(())
         with torch.no_grad():
             for (name, parameter), trained in zip(by_hand.named_parameters(), trainer.model.parameters(), strict=True):
-                off += (trained.grad - parameter.grad).square().sum()
-                size += parameter.grad.square().sum()
+                assert parameter.requires_grad == (".bn." not in name)
+                if not parameter.requires_grad:
+                    continue
+                assert (trained.grad - parameter.grad).norm() <= 1e-3 * parameter.grad.norm(), name
                 factor = (20 if name.endswith("bias") else 10) if ".aspp." in name else 1
-                decay = 0 if name.endswith("bias") or ".bn." in name else 0.1
+                decay = 0 if name.endswith("bias") else 0.1
                 gradient = trained.grad + decay * parameter
                 velocity[name] = gradient if step == 0 else 0.9 * velocity[name] + gradient
                 parameter -= rate * factor * velocity[name]
                 torch.testing.assert_close(trained, parameter, rtol=1e-6, atol=1e-7)
-        assert off.sqrt() <= 1e-3 * size.sqrt()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
