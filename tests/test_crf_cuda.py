@@ -53,6 +53,7 @@ class Call(ctypes.Structure):
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     include = cuda_include()
+    # A machine that has only the package's wheels compiles nothing: the kernels are then not built either.
     if include is None or shutil.which("g++") is None:
         pytest.skip("g++ or CUDA's headers are not there")
     library = tmp_path_factory.mktemp("cuda") / "check.so"
@@ -68,12 +69,13 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def test_under_address_sanitizer():
     """A few of these tests, in a process that AddressSanitizer watches."""
     compiler = shutil.which("g++")
-    if cuda_include() is None or compiler is None:
+    if cuda_include() is None or compiler is None:  # as in `kernels`
         pytest.skip("g++ or CUDA's headers are not there")
     libraries = [
         subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so")
     ]
+    # g++ repeats the name of a library it does not have; some distributions package the sanitizers apart.
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("AddressSanitizer's library is not there")
     environment = dict(

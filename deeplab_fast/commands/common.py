@@ -103,6 +103,11 @@ def check_folder(path: Path) -> None:
         raise PermissionError(f"folder is not writable: {there}")
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one: the one that reports."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def note(text: str) -> None:
     """A remark beside the result, on stderr."""
     typer.echo(f"note: {text}", err=True)
@@ -150,7 +155,7 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     )
     console = Console(stderr=True)
     # A bar that is no bar would still print an empty line.
-    hidden = not console.is_terminal or int(os.environ.get("RANK", 0)) > 0
+    hidden = not console.is_terminal or not is_first_process()
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

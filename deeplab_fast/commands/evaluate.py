@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from deeplab_fast.commands.common import (
     check_folder,
     chosen_device,
     configuration,
+    is_first_process,
     progress_bar,
     reported,
     warnings_as_notes,
@@ -78,7 +78,7 @@ def evaluate_command(
                 world=group.world,
                 on_problem=read.data.on_error,
             )
-        if int(os.environ.get("RANK", 0)) == 0:
+        if is_first_process():
             _report(result, list(dataset.classes), out or read.output, [save_png, save_logits])
 
 

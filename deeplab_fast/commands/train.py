@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, configuration, reported, warnings_as_notes
+from deeplab_fast.commands.common import Debug, configuration, is_first_process, reported, warnings_as_notes
 
 Config = Annotated[
     Path, typer.Option("--config", "-c", help="Configuration, a YAML file; see configs/.", show_default=False)
@@ -32,7 +31,7 @@ def train_command(
         from deeplab_fast import training
 
         result = training.train(read, resume=resume, quiet=quiet)
-        if int(os.environ.get("RANK", 0)) > 0:
+        if not is_first_process():
             return
         if result.best_mean_iou is not None:
             typer.echo(f"mean IoU {100 * result.mean_iou:.2f} % at the end, {100 * result.best_mean_iou:.2f} % at best")

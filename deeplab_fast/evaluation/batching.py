@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["READ_ERRORS", "check_batch_size", "read", "same_key"]
+__all__ = ["READ_ERRORS", "check_batch_size", "item_or_error", "read", "same_key"]
 
 Item = TypeVar("Item")
 
@@ -49,6 +49,14 @@ def same_key(
     yield from waiting.values()
 
 
+def item_or_error(dataset: Any, index: Any) -> Any:
+    """dataset[index], or the exception that it raised: a worker process would put its traceback into the text."""
+    try:
+        return dataset[index]
+    except READ_ERRORS as error:
+        return error.with_traceback(None)
+
+
 class _Reader(Dataset):
     """Some items of a dataset, each with its number; an item that cannot be read is its exception."""
 
@@ -60,10 +68,7 @@ class _Reader(Dataset):
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
         index = self.indices[position]
-        try:
-            return index, self.dataset[index]
-        except READ_ERRORS as error:
-            return index, error.with_traceback(None)
+        return index, item_or_error(self.dataset, index)
 
 
 def _unchanged(item: Item) -> Item:

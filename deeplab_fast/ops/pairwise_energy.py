@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._arguments import check_filter_arguments, lattice_dtype
+from deeplab_fast._arguments import check_filter_arguments, lattice_dtype, sum_dtype
 from deeplab_fast.ops import _registry, crf
 from deeplab_fast.reference.pairwise_energy import scaled
 
@@ -51,8 +50,7 @@ def _filter(values: Tensor, features: Tensor, reverse: bool) -> Tensor:
 
 
 def _body(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
-    sums = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    energy, gradient = reference.pairwise_energy(sums, features, inside, factor, _filter)
+    energy, gradient = reference.pairwise_energy(values.to(sum_dtype(values)), features, inside, factor, _filter)
     return energy, gradient.contiguous()
 
 
@@ -61,7 +59,7 @@ def _body_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: 
 
 
 def _fake(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(values)
     shape = (*values.shape[:2], *features.shape[2:])
     return values.new_empty(values.shape[:1], dtype=dtype), values.new_empty(shape, dtype=dtype)
 

@@ -10,22 +10,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab_fast import data
+from deeplab_fast.evaluation.batching import item_or_error
 
 
 class _Carrying(Dataset):
-    """Items of a training set; one that cannot be read is its exception.
-
-    A DataLoader would raise a worker's exception with the worker's traceback for its text.
-    """
+    """Items of a training set; one that cannot be read is its exception."""
 
     def __init__(self, samples: data.TrainingSet):
         self.samples = samples
 
     def __getitem__(self, index: Any) -> data.Crop | Exception:
-        try:
-            return self.samples[index]
-        except (OSError, ValueError, TypeError) as error:
-            return error.with_traceback(None)
+        return item_or_error(self.samples, index)
 
 
 def _collate(items: Sequence[data.Crop | Exception]) -> data.Batch | Exception:
