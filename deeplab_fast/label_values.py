@@ -1,0 +1,64 @@
+"""Which class each value of a label picture means: masks of 0 and 255, road at 7, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deeplab_fast.pictures import IGNORED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IGNORE = "ignore"
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """A class, or None where the pixel does not count, for every value that label pictures hold.
+
+    Attributes:
+        classes: value -> class, 0 or more, or None.
+    """
+
+    classes: Mapping[int, int | None]
+
+    @classmethod
+    def parse(cls, text: str) -> LabelValues:
+        """From "0:0,255:1"; "128:ignore" for pixels that do not count.
+
+        Raises:
+            ValueError: if the text is not like this, or names a value twice.
+        """
+        classes: dict[int, int | None] = {}
+        for part in text.split(","):
+            value, colon, meaning = (word.strip() for word in part.partition(":"))
+            if not (colon and value.isdecimal() and (meaning.isdecimal() or meaning == IGNORE)):
+                raise ValueError(f"values: is {text!r}, should be like 0:0,255:1 or 0:0,255:1,128:{IGNORE}")
+            if int(value) in classes:
+                raise ValueError(f"values: is {text!r}, which names {value} twice")
+            classes[int(value)] = None if meaning == IGNORE else int(meaning)
+        return cls(classes)
+
+    def apply(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """The classes of a label map (H, W) of any integer dtype: int64 (H, W), IGNORED where it does not count.
+
+        Raises:
+            ValueError: if the map holds a value that is not named; the message names each.
+        """
+        present = [int(value) for value in np.unique(labels)]
+        unnamed = [value for value in present if value not in self.classes]
+        if unnamed:
+            names = ", ".join(map(str, unnamed[:5])) + (", …" if len(unnamed) > 5 else "")
+            raise ValueError(f"labels hold {names}, which values does not name: {self}")
+        result = np.empty(labels.shape, np.int64)
+        for value in present:
+            meaning = self.classes[value]
+            result[labels == value] = IGNORED if meaning is None else meaning
+        return result
+
+    def __str__(self) -> str:
+        return ",".join(f"{value}:{IGNORE if k is None else k}" for value, k in self.classes.items())
