@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "core_check_convolution.h"
-#include "dense_crf.h"
-#include "pairwise_energy.h"
-#include "thread_pool.h"
-#include "winograd.h"
+#include "crf/dense_crf.h"
+#include "crf/pairwise_energy.h"
+#include "base/thread_pool.h"
+#include "convolution/winograd.h"
 
 using namespace deeplab_fast;
 

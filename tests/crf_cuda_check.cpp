@@ -2,7 +2,7 @@
 // tests/test_crf_cuda.py. Few and small blocks, so that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.
-#include "crf_on_device.cuh"
+#include "crf/on_device.cuh"
 
 using namespace deeplab_fast;
 

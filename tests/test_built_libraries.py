@@ -25,7 +25,7 @@ def nvcc() -> str | None:
 
 @pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", sorted(CSRC.glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("source", sorted(CSRC.rglob("*.cu")), ids=lambda path: path.name)
 def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, tmp_path: Path):
     include = Path(torch.__file__).parent / "include"
     result = subprocess.run(

@@ -2,7 +2,7 @@
 // that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.
-#include "upsample_kernels.cuh"
+#include "upsample/upsample.cuh"
 
 using namespace deeplab_fast;
 

@@ -12,9 +12,9 @@
 |                           | with a stride or another   |                               |                       |
 |                           | padding than "same": oneDNN|                               |                       |
 
-"taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/aspp.h). "gemm"
+"taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/convolution/taps.h). "gemm"
 multiplies first, in one product of all taps, and shifts after. "winograd" needs 2.25 times fewer multiplications
-(csrc/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile. Float64, and everything where nothing
+(csrc/convolution/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile. Float64, and everything where nothing
 is compiled, is the reference's.
 """
 

@@ -1,0 +1,376 @@
+#include "crf/dense_crf.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include "base/denormals.h"
+#include "lattice/geometry.h"
+
+namespace deeplab_fast {
+namespace {
+
+// The vertex rows of all kernels, and the taps that point to them.
+class KernelRows {
+ public:
+  KernelRows(const std::vector<std::unique_ptr<Pairwise>>& pairwise, int lanes, Parallel& parallel)
+      : pairwise_(pairwise), lanes_(lanes), parallel_(parallel), rows_(pairwise.size()) {}
+
+  std::vector<Taps> taps;
+
+  // Call before splatting.
+  void prepare() {
+    for (size_t k = 0; k < rows_.size(); ++k) {
+      rows_[k].prepare(pairwise_[k]->kernel->lattice, lanes_);
+      taps[k].next = rows_[k].next.data();
+    }
+  }
+  // Filters what was splatted, so that the next pass can slice it.
+  void blur() {
+    for (size_t k = 0; k < rows_.size(); ++k) {
+      rows_[k].blur(pairwise_[k]->kernel->lattice, lanes_, false, parallel_);
+      taps[k].blurred = rows_[k].blurred.data();
+    }
+  }
+
+ private:
+  const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
+  int lanes_;
+  Parallel& parallel_;
+  std::vector<VertexRows> rows_;
+};
+
+// One filtering of ones with the normalisation's two factors: after * K(before).
+Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
+  std::vector<float> none;
+  Taps taps = pairwise.taps(1, 1, none);
+  taps.scale = slice_scale(pairwise.kernel->lattice.dimensions);
+  Buffer<float> values(pairwise.kernel->lattice.points);
+  std::fill(values.begin(), values.end(), 1.0f);
+  filter(pairwise.kernel->lattice, taps, values.data(), 1, Blur::kForward, values.data(), parallel);
+  return values;
+}
+
+// Spatial kernels of the last few image sizes and deviations. Locks are only tried: whoever finds it busy does without.
+class KeptKernels {
+ public:
+  std::shared_ptr<const Kernel> find(int64_t width, int64_t height, float sx, float sy) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (entry->width != width || entry->height != height || entry->sx != sx || entry->sy != sy) continue;
+      std::rotate(entries_.begin(), entry, entry + 1);  // the latest first
+      return entries_.front().kernel;
+    }
+    return nullptr;
+  }
+  void keep(int64_t width, int64_t height, float sx, float sy, std::shared_ptr<const Kernel> kernel) {
+    constexpr int64_t kMostPoints = 1 << 20;  // about 60 MB
+    constexpr size_t kMostEntries = 2;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || width * height > kMostPoints) return;
+    if (entries_.size() == kMostEntries) entries_.pop_back();
+    entries_.insert(entries_.begin(), {width, height, sx, sy, std::move(kernel)});
+  }
+
+ private:
+  struct Entry {
+    int64_t width, height;
+    float sx, sy;
+    std::shared_ptr<const Kernel> kernel;
+  };
+  std::mutex mutex_;
+  std::vector<Entry> entries_;
+};
+
+KeptKernels& kept_kernels() {
+  static KeptKernels& only = *new KeptKernels;  // never destroyed: other threads may still use it at exit
+  return only;
+}
+
+// The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
+class Iterator {
+ public:
+  Iterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise, const VisitOrder& order,
+           Parallel& parallel)
+      : unary_(unary),
+        order_(order),
+        parallel_(parallel),
+        lanes_(row_lanes(unary.groups())),
+        multiplicity_(lanes_, 0.0f),
+        label_of_group_(unary.groups()),
+        compat_(pairwise.size()),
+        rows_(pairwise, lanes_, parallel) {
+    for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
+    for (int l = unary.labels - 1; l >= 0; --l) label_of_group_[unary.group_of_label[l]] = l;
+    for (size_t k = 0; k < pairwise.size(); ++k)
+      rows_.taps.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
+  }
+
+  PixelPass make_pass() const {
+    PixelPass pass{};
+    pass.labels = unary_.groups(), pass.lanes = lanes_;
+    pass.negative_unary = unary_.negative.data();
+    pass.multiplicity = multiplicity_.data();
+    pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
+    pass.normalize = true;
+    pass.out_labels = unary_.labels;
+    pass.lane_of_label = unary_.collapsed() ? unary_.group_of_label.data() : nullptr;
+    return pass;
+  }
+
+  // Splats rows that the caller has, [points][labels] (instead of those a pass computes).
+  void splat(const float* q) {
+    rows_.prepare();
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      std::vector<float> padded(int64_t{VisitOrder::kTile} * lanes_);
+      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
+        for (int i = 0; i < tile->count; ++i)
+          for (int g = 0; g < unary_.groups(); ++g)
+            padded[i * lanes_ + g] = q[(tile->first + i) * unary_.labels + label_of_group_[g]];
+        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, lanes_, padded.data(), taps.next);
+      }
+    });
+  }
+
+  void run(PixelPass pass) {
+    if (pass.splat) rows_.prepare();
+    pass.kernels = rows_.taps.data();
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      Buffer<float> scratch(isa().pixel_pass_scratch(lanes_));
+      PixelPass part = pass;
+      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk), part.scratch = scratch.data();
+      isa().pixel_pass(part);
+    });
+  }
+  void run(bool slice, bool splat, float* out) {
+    PixelPass pass = make_pass();
+    pass.slice = slice, pass.splat = splat, pass.out = out;
+    run(pass);
+  }
+
+  void blur() { rows_.blur(); }
+
+ private:
+  const UnaryRows& unary_;
+  const VisitOrder& order_;
+  Parallel& parallel_;
+  int lanes_;
+  std::vector<float> multiplicity_;
+  std::vector<int> label_of_group_;  // its first
+  std::vector<std::vector<float>> compat_;
+  KernelRows rows_;
+};
+
+// The same for two labels under Potts compatibility. The score that label 0 has over label 1 is U_1 - U_0 + sum over
+// kernels of w F(Q_0 - Q_1): one value per vertex is enough, and two labels with equal energies stay exactly equal.
+class BinaryIterator {
+ public:
+  BinaryIterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise,
+                 const VisitOrder& order, Parallel& parallel)
+      : order_(order), parallel_(parallel), score_(order.points), rows_(pairwise, 1, parallel) {
+    const int lanes = row_lanes(2);
+    constexpr int64_t kParts = 16;
+    parallel_for(parallel, kParts, [&](int64_t part) {
+      const Range range = part_of(order.points, kParts, part);
+      for (int64_t i = range.begin; i < range.end; ++i)
+        score_[i] = unary.negative[i * lanes] - unary.negative[i * lanes + 1];
+    });
+    std::vector<float> none;
+    for (const auto& one : pairwise) rows_.taps.push_back(one->taps(2, 1, none));
+  }
+
+  void splat(const float* q) {
+    rows_.prepare();
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      float difference[VisitOrder::kTile];
+      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
+        const float* from = q + 2 * tile->first;
+        for (int i = 0; i < tile->count; ++i) difference[i] = from[2 * i] - from[2 * i + 1];
+        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, 1, difference, taps.next);
+      }
+    });
+  }
+
+  void run(bool slice, bool splat, float* out) {
+    if (splat) rows_.prepare();
+    BinaryPass pass{};
+    pass.score = score_.data();
+    pass.slice = slice, pass.splat = splat, pass.out = out;
+    pass.kernels = rows_.taps.data(), pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
+    parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
+      const FlushDenormals flush;
+      BinaryPass part = pass;
+      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk);
+      isa().binary_pass(part);
+    });
+  }
+
+  void blur() { rows_.blur(); }
+
+ private:
+  const VisitOrder& order_;
+  Parallel& parallel_;
+  Buffer<float> score_;
+  KernelRows rows_;
+};
+
+// Q = softmax(-U), or `from` (Q after the iteration before the first), then the iterations.
+template <class Passes>
+void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf::StoreQ& store) {
+  if (from != nullptr && iterations > 0) passes.splat(from), passes.blur();
+  for (int i = from != nullptr ? 1 : 0; i <= iterations; ++i) {
+    passes.run(i > 0, i < iterations, store(i));
+    if (i < iterations) passes.blur();
+  }
+}
+
+}  // namespace
+
+Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
+    : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
+  std::fill(ones.begin(), ones.end(), 1.0f);
+  filter(lattice, lattice.make_taps(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
+}
+
+Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,
+                   Normalization how, Parallel& parallel)
+    : kernel(std::move(of)), kind(compat_kind), normalization(how) {
+  const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
+  compat.assign(values, values + count);
+  if (how == Normalization::kNone) return;
+  constexpr int64_t kParts = 16;
+  norm.reset(kernel->lattice.points);
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(norm.size(), kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const double sum = static_cast<double>(kernel->ones[i]) + 1e-20;
+      norm[i] = static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
+    }
+  });
+}
+
+Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
+  Taps taps = kernel->lattice.make_taps();
+  taps.compat = kind;
+  if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) taps.before = norm.data();
+  if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) taps.after = norm.data();
+  if (kind == Compat::kPotts) {
+    taps.scale *= compat[0];
+  } else {
+    const int rows = kind == Compat::kMatrix ? labels : 1;
+    padded.assign(static_cast<size_t>(rows) * lanes, 0.0f);
+    for (int l = 0; l < rows; ++l)
+      std::copy_n(&compat[static_cast<size_t>(l) * labels], labels, &padded[static_cast<size_t>(l) * lanes]);
+    taps.matrix = padded.data();
+  }
+  return taps;
+}
+
+DenseCrf::DenseCrf(int64_t points, int labels, int64_t width)
+    : points_(points), labels_(labels), order_(std::make_shared<VisitOrder>(points, width)) {}
+
+bool DenseCrf::set_unary(const float* unary, bool only_finite, Parallel& parallel) {
+  UnaryRows rows = group_equal_labels(unary, labels_, points_, parallel);
+  if (only_finite && !rows.finite) return false;
+  unary_of_every_label_ = UnaryRows();
+  unary_ = std::move(rows);
+  return true;
+}
+
+void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
+                            Normalization normalization, Parallel& parallel) {
+  auto kernel = std::make_shared<Kernel>(features, dimensions, order_, parallel);
+  pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
+}
+
+void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
+                            Normalization normalization, Parallel& parallel) {
+  auto kernel = kept_kernels().find(width, height, sx, sy);
+  if (kernel == nullptr) {
+    const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
+    kernel =
+        std::make_shared<Kernel>(features.data(), 2, std::make_shared<VisitOrder>(width * height, width), parallel);
+    kept_kernels().keep(width, height, sx, sy, kernel);
+  }
+  pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
+}
+
+bool DenseCrf::all_potts() const {
+  return std::all_of(pairwise_.begin(), pairwise_.end(), [](const auto& p) { return p->kind == Compat::kPotts; });
+}
+
+const UnaryRows& DenseCrf::unary_rows(bool every_label, Parallel& parallel) {
+  if (unary_.labels == 0) set_unary(nullptr, false, parallel);
+  if (!every_label || !unary_.collapsed()) return unary_;
+  if (unary_of_every_label_.labels == 0) unary_of_every_label_ = expand_groups(unary_, points_, parallel);
+  return unary_of_every_label_;
+}
+
+void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
+  const UnaryRows& unary = unary_rows(!all_potts(), parallel);
+  UnaryRows merged;
+  if (collapse_ > 0 && all_potts()) {
+    float bound = 0;
+    for (const auto& pairwise : pairwise_) {
+      const Buffer<float> ones = filter_ones(*pairwise, parallel);
+      bound += std::max(pairwise->compat[0], 0.0f) * *std::max_element(ones.begin(), ones.end());
+    }
+    merged = group_unlikely_labels(unary, points_, collapse_, bound, parallel);
+  }
+  const auto last = [&](int i) { return i == iterations ? q : nullptr; };
+  infer(merged.labels > 0 ? merged : unary, iterations, nullptr, last, parallel);
+}
+
+void DenseCrf::infer(int iterations, const float* from, const StoreQ& store, Parallel& parallel) {
+  infer(unary_rows(!all_potts(), parallel), iterations, from, store, parallel);
+}
+
+void DenseCrf::infer(const UnaryRows& unary, int iterations, const float* from, const StoreQ& store,
+                     Parallel& parallel) const {
+  if (unary.groups() == 2 && labels_ == 2 && all_potts())
+    return iterate(BinaryIterator(unary, pairwise_, *order_, parallel), iterations, from, store);
+  iterate(Iterator(unary, pairwise_, *order_, parallel), iterations, from, store);
+}
+
+void DenseCrf::start(float* q, Parallel& parallel) {
+  const std::vector<std::unique_ptr<Pairwise>> none;
+  Iterator iterator(unary_rows(true, parallel), none, *order_, parallel);
+  PixelPass pass = iterator.make_pass();
+  pass.out = q;
+  iterator.run(pass);
+}
+
+void DenseCrf::apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel) {
+  Iterator iterator(unary_rows(true, parallel), pairwise_, *order_, parallel);
+  iterator.splat(q);
+  iterator.blur();
+  PixelPass pass = iterator.make_pass();
+  pass.slice = true, pass.normalize = normalize, pass.out = out;
+  iterator.run(pass);
+}
+
+void DenseCrf::step(float* q, Parallel& parallel) {
+  apply_pairwise(q, q, true, parallel);
+}
+
+double DenseCrf::kl_divergence(const float* q, Parallel& parallel) {
+  Buffer<float> score(points_ * labels_);  // -U minus the pairwise terms
+  apply_pairwise(q, score.data(), false, parallel);
+  constexpr int64_t kParts = 64;
+  std::vector<double> sums(kParts);
+  parallel_for(parallel, kParts, [&](int64_t part) {
+    const Range range = part_of(points_ * labels_, kParts, part);
+    for (int64_t i = range.begin; i < range.end; ++i)
+      sums[part] += static_cast<double>(q[i]) * (std::log(std::max(static_cast<double>(q[i]), 1e-20)) - score[i]);
+  });
+  double sum = 0;
+  for (double part : sums) sum += part;
+  return sum;
+}
+
+}  // namespace deeplab_fast

@@ -1,0 +1,83 @@
+// Simplex of each point, a vector of points at a time. Compiled per instruction set, always with -ffp-contract=off.
+#include "isa/isa.h"
+#include "lattice/geometry.h"
+#include "isa/simd.h"
+
+namespace deeplab_fast {
+namespace DEEPLAB_FAST_ISA_NAME {
+namespace {
+
+constexpr int kWidth = 8;
+using V = Vec<kWidth>::type;
+using I = Vec<kWidth>::mask;
+
+template <int kD>
+void locate_points(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
+                   SimplexBlock out) {
+  const int D = kD > 0 ? kD : dimensions;
+  V feature[kD > 0 ? kD : kMaxDimensions];
+  V cell[(kD > 0 ? kD : kMaxDimensions) + 1], rank[(kD > 0 ? kD : kMaxDimensions) + 1];
+  V delta[(kD > 0 ? kD : kMaxDimensions) + 1];
+  for (int first = 0; first < count; first += kWidth) {
+    for (int d = 0; d < D; ++d) {
+      const float* from = features + d * stride + begin + first;
+      if (first + kWidth <= count) {
+        feature[d] = load<kWidth>(from);
+      } else {
+        float padded[kWidth] = {};
+        for (int i = 0; first + i < count; ++i) padded[i] = from[i];
+        feature[d] = load<kWidth>(padded);
+      }
+    }
+    locate_simplex<kD, V>(feature, scale, D, cell, rank, delta);
+    for (int i = 0; i <= D; ++i) {
+      const I cells = __builtin_convertvector(cell[i], I), ranks = __builtin_convertvector(rank[i], I);
+      __builtin_memcpy(out.cell + i * kPointBlock + first, &cells, sizeof(cells));
+      __builtin_memcpy(out.rank + i * kPointBlock + first, &ranks, sizeof(ranks));
+      __builtin_memcpy(out.delta + i * kPointBlock + first, &delta[i], sizeof(delta[i]));
+    }
+  }
+}
+
+}  // namespace
+
+void locate(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
+            SimplexBlock out) {
+  switch (dimensions) {
+    case 1:
+      return locate_points<1>(1, features, stride, begin, count, scale, out);
+    case 2:
+      return locate_points<2>(2, features, stride, begin, count, scale, out);
+    case 3:
+      return locate_points<3>(3, features, stride, begin, count, scale, out);
+    case 5:
+      return locate_points<5>(5, features, stride, begin, count, scale, out);
+    case 6:
+      return locate_points<6>(6, features, stride, begin, count, scale, out);
+    default:
+      return locate_points<0>(dimensions, features, stride, begin, count, scale, out);
+  }
+}
+
+FeatureRange feature_range(const float* values, int64_t count) {
+  V low = broadcast<kWidth>(__builtin_inff()), high = broadcast<kWidth>(-__builtin_inff());
+  V zero_if_finite = V{};  // x * 0 is NaN for NaN and infinities
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    const V x = load<kWidth>(values + i);
+    low = (x < low) ? x : low;
+    high = (x > high) ? x : high;
+    zero_if_finite = zero_if_finite + x * 0.0f;
+  }
+  FeatureRange range{-reduce<kWidth>(-low, Max()), reduce<kWidth>(high, Max()),
+                     reduce<kWidth>(zero_if_finite, Add()) == 0.0f};
+  for (; i < count; ++i) {
+    range.low = values[i] < range.low ? values[i] : range.low;
+    range.high = values[i] > range.high ? values[i] : range.high;
+    range.finite = range.finite && values[i] * 0.0f == 0.0f;
+  }
+  return range;
+}
+
+}  // namespace DEEPLAB_FAST_ISA_NAME
+}  // namespace deeplab_fast

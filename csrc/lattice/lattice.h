@@ -1,0 +1,108 @@
+// The permutohedral lattice of one set of points: which vertices exist, which of them every point touches and with what
+// weight, and who neighbours whom. Built once, used by every filtering with the same features.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/buffer.h"
+#include "isa/isa.h"
+#include "base/parallel.h"
+#include "lattice/visit_order.h"
+
+namespace deeplab_fast {
+
+// One blur axis: vertices form chains of neighbours, and blurring a chain in place reads and writes each row once.
+// `order` lists all chains of two or more vertices, one after another; the first of a chain is bit-complemented (< 0).
+struct Chains {
+  Buffer<int32_t> order;
+  std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
+};
+
+// Two dimensions: vertices lie on lines of constant field 0 (packing.h), in the order of their numbers, and a step
+// along an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
+struct Bands {
+  std::vector<int64_t> line_start;  // [lines + 1] first vertex
+  Buffer<int32_t> neighbour;        // [3][2][vertices] previous and next along each axis, < 0: none
+};
+
+// How coordinates of a vertex are packed into words of 64 bits: see packing.h.
+struct PackedKeys {
+  std::vector<int64_t> low;
+  std::vector<int> word, shift, bits;
+  int words = 1;
+  Buffer<uint64_t> keys;  // [vertices][words], ascending
+};
+
+struct Lattice {
+  // features[d * points + i], float32. Throws std::invalid_argument for features that are not finite or too large.
+  Lattice(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel);
+
+  std::shared_ptr<const VisitOrder> order;
+  int dimensions;
+  int taps;  // vertices a point touches: dimensions + 1
+  int64_t points;
+  int64_t vertices = 0;
+  int64_t extra = 0;
+
+  Buffer<int32_t> vertex;  // [points][taps]
+  Buffer<float> weight;    // [points][taps] barycentric coordinates
+  // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
+  // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
+  // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
+  Buffer<int32_t> row;              // [points][taps]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> extra_vertex;     // [extra] ascending
+  std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
+  std::vector<Chains> chains;       // [taps]; empty for two dimensions, which have bands
+  Bands bands;                      // for two dimensions only
+  PackedKeys packed;
+
+  int64_t rows() const { return vertices + extra; }
+  Taps make_taps() const;
+  // [vertices][dimensions] coordinates (the last one, minus their sum, is left out) and [taps][2][vertices] neighbours.
+  void unpack_keys(int32_t* keys) const;
+  void neighbours(int32_t* out) const;
+};
+
+// Call before splatting: clears the rows that no splat will set.
+void clear_empty_rows(const Lattice& lattice, int lanes, float* rows);
+
+// Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint). `spare`
+// is a buffer of the same size, or empty (it is allocated if needed); its content is lost.
+void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffer<float>& spare, bool reverse,
+                   Parallel& parallel);
+
+// Values on the vertices of one lattice: what is sliced from now, and what is splatted to be sliced next.
+struct VertexRows {
+  Buffer<float> blurred, next;
+
+  // Call before splatting into `next`.
+  void prepare(const Lattice& lattice, int lanes) {
+    if (next.size() == 0) next.reset(lattice.rows() * lanes);
+    clear_empty_rows(lattice, lanes, next.data());
+  }
+  // What was splatted becomes what is sliced.
+  void blur(const Lattice& lattice, int lanes, bool reverse, Parallel& parallel) {
+    fold_and_blur(lattice, lanes, next, blurred, reverse, parallel);
+    std::swap(next, blurred);
+  }
+};
+
+// The filter A, its adjoint A' (axes blurred in reverse order), or A + A', which splats and slices once.
+enum class Blur { kForward, kReverse, kBothWays };
+
+// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `taps`
+// has (lattice.make_taps(): none but slice_scale). `out` may be `values`.
+void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, Blur blur, float* out,
+            Parallel& parallel);
+
+// Gradients to features, features[d * points + i] (those of the lattice), in lattice_backward.cpp.
+// From one to the weights, weight_grad[points][taps]:
+void weights_to_features(const Lattice& lattice, const float* features, const float* weight_grad, float* feature_grad,
+                         Parallel& parallel);
+// From grad[c][i], that to filter(values):
+void filter_backward_features(const Lattice& lattice, const float* features, const float* grad, const float* values,
+                              int64_t channels, bool reverse, float* feature_grad, Parallel& parallel);
+
+}  // namespace deeplab_fast

@@ -1,0 +1,201 @@
+// Building and filtering with a lattice on a device: the order of launches, and the memory between them. `Device`
+// launches kernels, makes memory, scans and sorts: a GPU's stream (crf_cuda.cuh), or in tests the host.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "crf/mean_field_backward.cuh"
+#include "cuda/device_array.h"
+#include "lattice/build_kernels.cuh"
+
+namespace deeplab_fast {
+namespace {
+
+// Calls body(Constant) with the dimensions as a constant where they are common, so that loops over them unroll.
+template <int kValue>
+struct Dimensions {
+  static constexpr int value = kValue;
+};
+template <class Body>
+void by_dimensions(int dimensions, Body&& body) {
+  switch (dimensions) {
+    case 1:
+      return body(Dimensions<1>());
+    case 2:
+      return body(Dimensions<2>());
+    case 3:
+      return body(Dimensions<3>());
+    case 4:
+      return body(Dimensions<4>());
+    case 5:
+      return body(Dimensions<5>());
+    case 6:
+      return body(Dimensions<6>());
+    default:
+      return body(Dimensions<0>());
+  }
+}
+
+constexpr int64_t kMostEntries = int64_t{1} << 29;  // so that twice as many slots can be numbered
+
+// Images of so many entries each that one lattice holds.
+inline int64_t images_at_once(int64_t images, int64_t points, int dimensions) {
+  const int64_t of_image = (points + 1) * (dimensions + 1);
+  if (of_image > kMostEntries)
+    throw std::invalid_argument("features: " + std::to_string(points) + " points in " + std::to_string(dimensions) +
+                                " dimensions are too many for a GPU, should be at most " +
+                                std::to_string(kMostEntries / (dimensions + 1) - 1));
+  const int64_t most = kMostEntries / of_image;
+  return images < most ? images : most;
+}
+
+// A lattice with its memory.
+template <class Device>
+class LatticeOnDevice {
+ public:
+  // features: [images][dimensions][points] on the device, which must stay. Waits once for the device, to learn the
+  // number of vertices; where the device may not be waited for (a graph is being captured), there is memory for as many
+  // as there can be, and features that are not valid make results NaN instead of throwing std::invalid_argument.
+  LatticeOnDevice(Device& device, const float* features, int dimensions, int64_t images, int64_t points)
+      : device_(device) {
+    build_ = LatticeBuild{};
+    build_.features = features, build_.dimensions = dimensions, build_.taps = dimensions + 1;
+    build_.key_stride = (dimensions + 7) / 8 * 8;
+    build_.images = images, build_.points = points, build_.phantoms = points % 4 != 0;
+    const int64_t of_image = (points + build_.phantoms) * build_.taps;
+    for (build_.table = 64; build_.table < 2 * of_image;) build_.table *= 2;
+    for (int d = 0; d < dimensions; ++d) build_.scale[d] = embedding_scale(d, dimensions);
+    const int64_t entries = build_.entries(), all = build_.all_entries();
+
+    auto keys = make<int16_t>(all * build_.key_stride, build_.keys);
+    auto slots = make<int32_t>(images * build_.table, build_.slots);
+    auto slot_of_entry = make<int32_t>(all, build_.slot_of_entry);
+    auto owner = make<int32_t>(all, build_.owner);
+    weight_ = make<float>(entries, build_.weight);
+    vertex_ = make<int32_t>(entries, build_.vertex);
+    number_ = make<int32_t>(all + 2, build_.number);
+    build_.status = build_.number + all + 1;  // behind the number of vertices
+    untouched_ = make<int32_t>(images * build_.taps, build_.untouched);
+    device.fill_bytes(build_.slots, 0x7f, images * build_.table * sizeof(int32_t));
+    device.fill_bytes(build_.status, 0, sizeof(int32_t));
+    device.fill_bytes(build_.untouched, 0xff, images * build_.taps * sizeof(int32_t));
+
+    by_dimensions(dimensions, [&](auto constant) {
+      device.launch(images * (points + 1), locate_points_kernel<constant.value>, build_);
+    });
+    device.launch(all, insert_keys_kernel, build_);
+    device.launch(all + 1, mark_owners_kernel, build_);
+    device.exclusive_sum(build_.number, all + 1);
+    device.launch(all, number_entries_kernel, build_);
+    build_.capacity = count_vertices(all);
+    neighbour_ = make<int32_t>(2 * build_.taps * build_.capacity, build_.neighbour);
+    device.launch(build_.capacity * build_.taps, find_neighbours_kernel, build_, build_.number + all);
+    sort_entries(entries);
+    view_ = {dimensions,         build_.taps,         images,          points,        entries,
+             build_.capacity,    build_.number + all, build_.vertex,   build_.weight, sorted_vertex_.data,
+             sorted_entry_.data, build_.neighbour,    build_.untouched};
+  }
+
+  const DeviceLattice& view() const { return view_; }
+  float alpha() const { return slice_scale(view_.dimensions); }
+
+  void weights_to_features(const float* weight_grad, float* feature_grad) const {
+    by_dimensions(view_.dimensions, [&](auto constant) {
+      device_.launch(view_.all_points(), weights_to_features_kernel<constant.value>, build_, weight_grad, feature_grad);
+    });
+  }
+
+ private:
+  template <class T>
+  DeviceArray<T> make(int64_t size, T*& data) {
+    auto array = device_.template make<T>(size);
+    data = array.data;
+    return array;
+  }
+
+  int64_t count_vertices(int64_t all) {
+    int32_t count_and_status[2];
+    if (!device_.read(build_.number + all, count_and_status, 2)) return all;
+    const int32_t count = count_and_status[0], status = count_and_status[1];
+    if (status & kNotFinite)
+      throw std::invalid_argument("features: there is a NaN or infinite value, all should be finite");
+    if (status & kOverflow)
+      throw std::invalid_argument(
+          "features: key range overflow: a lattice coordinate is beyond +-32767 (pydensecrf would wrap around); "
+          "features should be smaller, that is, the standard deviations (sigmas) larger");
+    return count;
+  }
+
+  void sort_entries(int64_t entries) {
+    sorted_vertex_ = device_.template make<int32_t>(entries);
+    sorted_entry_ = device_.template make<int32_t>(entries);
+    auto counted = device_.template make<int32_t>(entries);
+    device_.launch(entries, count_entries_kernel, entries, counted.data);
+    device_.sort_pairs(entries, build_.capacity, build_.vertex, sorted_vertex_.data, counted.data, sorted_entry_.data);
+  }
+
+  Device& device_;
+  LatticeBuild build_;
+  DeviceLattice view_;
+  DeviceArray<float> weight_;
+  DeviceArray<int32_t> vertex_, number_, untouched_, neighbour_, sorted_vertex_, sorted_entry_;
+};
+
+// Vertex rows that one direction of a lattice goes through.
+template <class Device, class Row>
+class VertexRowsOnDevice {
+ public:
+  VertexRowsOnDevice(Device& device, const DeviceLattice& lattice, int labels)
+      : device_(device),
+        lattice_(lattice),
+        labels_(labels),
+        rows_{device.template make<Row>(lattice.capacity * labels),
+              device.template make<Row>(lattice.capacity * labels)},
+        carried_(device.template make<float>(pieces_of(lattice) * labels)) {}
+
+  // Splats rows of points, times a factor of each point if there is one, and blurs them.
+  template <class Source>
+  void filter(const Source* source, const float* factor, bool reverse) {
+    const int group = group_of(labels_);
+    const int64_t blocks = (labels_ + group - 1) / group;
+    device_.launch(pieces_of(lattice_) * blocks * group, splat_kernel<Source, Row>, lattice_, labels_, factor, source,
+                   rows_[0].data, carried_.data);
+    device_.launch((pieces_of(lattice_) + lattice_.images * lattice_.taps) * labels_, add_carried_kernel<Source, Row>,
+                   lattice_, labels_, factor, source, rows_[0].data, static_cast<const float*>(carried_.data));
+    for (int i = 0; i < lattice_.taps; ++i) {
+      const int axis = reverse ? lattice_.taps - 1 - i : i;
+      device_.launch(lattice_.capacity * group, blur_kernel<Row>, lattice_, axis, labels_,
+                     static_cast<const Row*>(rows_[0].data), rows_[1].data);
+      std::swap(rows_[0], rows_[1]);
+    }
+  }
+
+  void slice(float scale, const float* factor, bool add, float* out) const {
+    device_.launch(lattice_.all_points() * group_of(labels_), slice_kernel<Row>, lattice_, labels_, scale, factor,
+                   static_cast<const Row*>(rows_[0].data), add, out);
+  }
+
+  const Row* filtered() const { return rows_[0].data; }
+
+ private:
+  Device& device_;
+  const DeviceLattice& lattice_;
+  int labels_;
+  DeviceArray<Row> rows_[2];
+  DeviceArray<float> carried_;
+};
+
+// The gradient of filtering to features, from rows of the gradient and of the values.
+template <class Device>
+void filter_backward_features(Device& device, const LatticeOnDevice<Device>& lattice, int labels, const float* grad,
+                              const float* values, bool reverse, float* weight_grad) {
+  VertexRowsOnDevice<Device, float> blurred(device, lattice.view(), labels), back(device, lattice.view(), labels);
+  blurred.filter(values, nullptr, reverse);
+  back.filter(grad, nullptr, !reverse);
+  device.launch(lattice.view().entries * group_of(labels), weight_grad_kernel, lattice.view(), labels, lattice.alpha(),
+                grad, values, blurred.filtered(), back.filtered(), weight_grad);
+}
+
+}  // namespace
+}  // namespace deeplab_fast

@@ -1,0 +1,86 @@
+// A vertex's coordinates as one sortable integer (64 bits in every practical case, several words else).
+//
+// Instead of the coordinates x_0..x_D themselves we pack D linear combinations of them, because all coordinates of a
+// vertex are congruent modulo D+1, which makes the combinations small integers, and because the first two follow the
+// first two features: for an image they are the vertex's place in y and in x. Vertices sorted by this key therefore lie
+// in memory as they lie in the image. Packing is linear, so stepping to a neighbour is one addition.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lattice/geometry.h"
+
+namespace deeplab_fast {
+
+template <int kWords>
+struct Key {
+  uint64_t word[kWords];
+
+  friend bool operator==(const Key& a, const Key& b) {
+    for (int w = 0; w < kWords; ++w)
+      if (a.word[w] != b.word[w]) return false;
+    return true;
+  }
+  friend bool operator<(const Key& a, const Key& b) {
+    for (int w = 0; w + 1 < kWords; ++w)
+      if (a.word[w] != b.word[w]) return a.word[w] < b.word[w];
+    return a.word[kWords - 1] < b.word[kWords - 1];
+  }
+  friend Key operator+(Key a, const Key& b) {
+    for (int w = 0; w < kWords; ++w) a.word[w] += b.word[w];
+    return a;
+  }
+  uint64_t hash() const {
+    uint64_t h = 0;
+    for (int w = 0; w < kWords; ++w) h = (h ^ word[w]) * 0x9E3779B97F4A7C15u;
+    return h ^ h >> 32;
+  }
+};
+
+// Field f of the vertex with remainder 0 in the given cell (coordinates divided by D+1):
+//   D = 1: x_0;  else (x_0 + x_1 - 2 x_2) / (D+1), (x_0 - x_1) / (D+1), x_2, (x_f - x_2) / (D+1) for f > 2.
+template <class T>
+inline T field_of_cell(int f, int D, const T* cell, int64_t stride) {
+  if (D == 1) return 2 * cell[0];
+  if (f == 0) return cell[0] + cell[stride] - 2 * cell[2 * stride];
+  if (f == 1) return cell[0] - cell[stride];
+  if (f == 2) return (D + 1) * cell[2 * stride];
+  return cell[f * stride] - cell[2 * stride];
+}
+
+// Change of field f on the step from the vertex of remainder k to that of k+1 whose largest remaining difference is on
+// `axis`; also, the step to the next vertex of a blur chain (all coordinates + 1, the axis' own - D).
+inline int64_t field_step(int f, int D, int axis) {
+  if (D == 1) return axis == 0 ? -1 : 1;
+  if (f == 0) return axis == 2 ? 2 : axis < 2 ? -1 : 0;
+  if (f == 1) return axis == 0 ? -1 : axis == 1 ? 1 : 0;
+  if (f == 2) return axis == 2 ? -D : 1;
+  return axis == f ? -1 : axis == 2 ? 1 : 0;
+}
+
+struct FieldLayout {
+  std::vector<int64_t> low;  // smallest value, subtracted before packing
+  std::vector<int> word, shift, bits;
+  int words = 1;
+
+  // Room for every field of every vertex of points whose features lie in [feature_low, feature_high], and of the
+  // vertices' neighbours.
+  FieldLayout(int D, const std::vector<float>& feature_low, const std::vector<float>& feature_high);
+
+  template <int kWords>
+  void add(Key<kWords>& key, int field, int64_t value) const {
+    key.word[word[field]] += static_cast<uint64_t>(value) << shift[field];
+  }
+  template <int kWords>
+  Key<kWords> step(int D, int axis) const {
+    Key<kWords> key{};
+    for (int f = 0; f < D; ++f) add(key, f, field_step(f, D, axis));
+    return key;
+  }
+};
+
+// Bounds of the elevated coordinate i (times `sign` for the lower one), from those of the features.
+double elevated_bound(int i, int D, const std::vector<float>& feature_low, const std::vector<float>& feature_high);
+
+}  // namespace deeplab_fast
