@@ -9,11 +9,11 @@
 #include <thread>
 #include <vector>
 
+#include "base/thread_pool.h"
+#include "convolution/winograd.h"
 #include "core_check_convolution.h"
 #include "crf/dense_crf.h"
 #include "crf/pairwise_energy.h"
-#include "base/thread_pool.h"
-#include "convolution/winograd.h"
 
 using namespace deeplab_fast;
 
@@ -110,12 +110,12 @@ void check_filter(int dimensions, int channels, int64_t points) {
   std::vector<float> out(points * channels);
   std::vector<float> to_features(points * dimensions);
   for (bool reverse : {false, true}) {
-    filter(lattice, lattice.make_taps(), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward, out.data(),
+    filter(lattice, lattice.view(), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward, out.data(),
            pool);
     filter_backward_features(lattice, features.data(), out.data(), values.data(), channels, reverse, to_features.data(),
                              pool);
   }
-  std::vector<int32_t> keys(lattice.vertices * dimensions), neighbours(2 * lattice.taps * lattice.vertices);
+  std::vector<int32_t> keys(lattice.vertices * dimensions), neighbours(2 * lattice.corners * lattice.vertices);
   lattice.unpack_keys(keys.data());
   lattice.neighbours(neighbours.data());
 }
@@ -235,7 +235,7 @@ int main() {
       const Lattice lattice(features.data(), 5, std::make_shared<VisitOrder>(1200, 40), pool);
       std::vector<float> values(1200, 1.0f);
       for (int repeat = 0; repeat < 20; ++repeat)
-        filter(lattice, lattice.make_taps(), values.data(), 1, Blur::kForward, values.data(), pool);
+        filter(lattice, lattice.view(), values.data(), 1, Blur::kForward, values.data(), pool);
     });
   for (std::thread& caller : callers) caller.join();
   std::puts("core_check: passed");

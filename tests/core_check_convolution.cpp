@@ -6,11 +6,11 @@
 #include <random>
 #include <vector>
 
-#include "convolution/taps.h"
 #include "base/buffer.h"
 #include "base/content_hash.h"
-#include "convolution/relu_backward.h"
 #include "base/thread_pool.h"
+#include "convolution/relu_backward.h"
+#include "convolution/taps.h"
 
 using namespace deeplab_fast;
 

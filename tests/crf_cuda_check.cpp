@@ -115,7 +115,7 @@ int dense_crf(const Call* call) {
   });
 }
 
-// Tables as DeviceLattice has them, neighbour with room for [taps][2][(points + 1) * images * taps].
+// Tables as DeviceLattice has them, neighbour with room for [corners][2][(points + 1) * images * corners].
 int lattice(const float* features, int dimensions, int64_t images, int64_t points, int64_t* count, int32_t* vertex,
             float* weight, int32_t* neighbour) {
   return status_of([&] {
@@ -125,7 +125,7 @@ int lattice(const float* features, int dimensions, int64_t images, int64_t point
     *count = *view.vertex_count;
     std::copy_n(view.vertex, view.entries, vertex);
     std::copy_n(view.weight, view.entries, weight);
-    std::copy_n(view.neighbour, 2 * view.taps * view.capacity, neighbour);
+    std::copy_n(view.neighbour, 2 * view.corners * view.capacity, neighbour);
   });
 }
 

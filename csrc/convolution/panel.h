@@ -1,4 +1,5 @@
-// The inner product of the convolution kernels: a few rows times a panel of channels, summed over segments.
+// The inner product of the convolution kernels: a few rows times a panel of channels, summed over segments. Compiled
+// once per instruction set (panel_isa.cpp).
 #pragma once
 
 #include <cstdint>
@@ -38,5 +39,15 @@ struct PanelShape {
   int rows_for(int lanes) const { return rows[lanes / unit]; }
   int middle() const { return 2 * unit; }  // the panel with the fewest loads a product
 };
+
+struct PanelKernels {
+  const char* set;
+  PanelShape shape;
+  void (*panel_product)(const PanelProduct& product);
+  void (*dot_product)(const DotProduct& product);
+  // out[i] = sum over lanes of sums[i][lane]
+  void (*add_lanes)(const float* sums, int64_t count, float* out);
+};
+const PanelKernels& panel_kernels();
 
 }  // namespace deeplab_fast

@@ -1,6 +1,6 @@
 // The inner product of the convolution kernels. Compiled per instruction set.
-#include "isa/isa.h"
 #include "convolution/panel.h"
+#include "isa/isa.h"
 #include "isa/simd.h"
 
 namespace deeplab_fast {
@@ -123,8 +123,14 @@ void panel_product(const PanelProduct& product) {
   }
 }
 
-extern const PanelShape panel_shape;
-const PanelShape panel_shape = kShape;
+extern const PanelKernels panel_kernels;
+const PanelKernels panel_kernels{
+    DEEPLAB_FAST_SET,
+    .shape = kShape,
+    DEEPLAB_FAST_KERNEL(panel_product),
+    DEEPLAB_FAST_KERNEL(dot_product),
+    DEEPLAB_FAST_KERNEL(add_lanes),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -1,7 +1,7 @@
 #include <type_traits>
 
-#include "convolution/taps.h"
 #include "convolution/tap_list.h"
+#include "convolution/taps.h"
 
 namespace deeplab_fast {
 namespace {

@@ -49,7 +49,7 @@ void aspp_backward_weights(const std::vector<Branch>& branches, const Maps& grad
 
 // The sum as one matrix product and a shift, where the processor multiplies 16-bit matrices far faster than it does
 // anything else: out(p) = bias + sum over taps t of products(p + offset_t)[t]. products is (N, H * W, taps * K), the
-// taps in the order of make_taps (aspp_taps.h).
+// taps in the order of make_taps (tap_list.h).
 void aspp_shift_sum(const std::vector<Branch>& branches, const void* products, Element element, const float* bias,
                     const MutableMaps& out, Parallel& parallel);
 

@@ -1,8 +1,8 @@
-#include "convolution/taps.h"
-#include "convolution/tap_list.h"
 #include "base/buffer.h"
-#include "isa/isa.h"
 #include "base/share_out.h"
+#include "convolution/panel.h"
+#include "convolution/tap_list.h"
+#include "convolution/taps.h"
 
 namespace deeplab_fast {
 namespace {
@@ -95,7 +95,7 @@ void aspp_backward_x(const std::vector<Branch>& branches, const std::vector<Bran
                      const MutableMaps& to_x, Parallel& parallel) {
   const std::vector<Tap> taps = make_taps(branches);
   const int64_t classes = grad.channels, pixels = grad.pixels(), channels = to_x.channels;
-  const int64_t lanes = isa().panel_shape->middle(), panels = (channels + lanes - 1) / lanes;
+  const int64_t lanes = panel_kernels().shape.middle(), panels = (channels + lanes - 1) / lanes;
   const int64_t images = std::max<int64_t>(1, kPixelChunk / pixels);  // at once
   const int64_t together = std::max<int64_t>(1, kTerms / classes);    // taps
   const int64_t panel_size = static_cast<int64_t>(taps.size()) * classes * lanes;
@@ -109,7 +109,7 @@ void aspp_backward_x(const std::vector<Branch>& branches, const std::vector<Bran
                rows.data() + row * grad.width * classes);
     });
     const TileTable table(taps, grad.height, grad.width, {0, batch * pixels},
-                          isa().panel_shape->rows_for(static_cast<int>(lanes)), rows.data(), zeros, classes);
+                          panel_kernels().shape.rows_for(static_cast<int>(lanes)), rows.data(), zeros, classes);
     share_out(parallel, panels, [&](int64_t i) {
       const Range panel{i * lanes, std::min((i + 1) * lanes, channels)};
       Buffer<float> weight(panel_size), sums(batch * pixels * lanes);
@@ -122,9 +122,9 @@ void aspp_backward_x(const std::vector<Branch>& branches, const std::vector<Bran
           segment[static_cast<size_t>(s)] = weight.data() + table.taps(t)[s] * classes * lanes;
         for (int64_t m = 0; m < tile.count; ++m) out[m] = sums.data() + (tile.first + m) * lanes;
         for (int64_t s = 0; s < tile.segments; s += together)
-          isa().panel_product({static_cast<int>(tile.count), static_cast<int>(lanes),
-                               std::min(together, tile.segments - s), classes, table.rows(t) + s * tile.count,
-                               segment.data() + s, out, s > 0});
+          panel_kernels().panel_product({static_cast<int>(tile.count), static_cast<int>(lanes),
+                                         std::min(together, tile.segments - s), classes, table.rows(t) + s * tile.count,
+                                         segment.data() + s, out, s > 0});
       }
       for (int64_t row = 0; row < batch * grad.height; ++row)
         unpack_row(sums.data() + row * grad.width * lanes, lanes, n + row / grad.height, row % grad.height, panel.begin,
@@ -145,7 +145,7 @@ class WeightProduct {
         height_(height),
         width_(width),
         lanes_(lanes),
-        most_(isa().panel_shape->rows_for(static_cast<int>(lanes))),
+        most_(panel_kernels().shape.rows_for(static_cast<int>(lanes))),
         rows_(static_cast<size_t>(height * most_)),
         panels_(static_cast<size_t>(height)) {}
 
@@ -176,8 +176,8 @@ class WeightProduct {
     const int64_t length = to.right - to.left, height = to.bottom - to.top;
     const int64_t together = std::max<int64_t>(1, kTerms / length);  // rows
     for (int64_t h = 0; h < height; h += together)
-      isa().panel_product({static_cast<int>(count), static_cast<int>(lanes_), std::min(together, height - h), length,
-                           rows_.data() + h * count, panels_.data() + h, out, true});
+      panel_kernels().panel_product({static_cast<int>(count), static_cast<int>(lanes_), std::min(together, height - h),
+                                     length, rows_.data() + h * count, panels_.data() + h, out, true});
   }
 
   const std::vector<Tap>& taps_;
@@ -208,7 +208,7 @@ void aspp_backward_weights(const std::vector<Branch>& branches, const Maps& grad
                            const std::vector<float*>& to_weights, Parallel& parallel) {
   const std::vector<Tap> taps = make_taps(branches);
   const int64_t classes = grad.channels, pixels = grad.pixels(), channels = x.channels;
-  const int64_t lanes = isa().panel_shape->middle(), together = lanes * kPanelsTogether;
+  const int64_t lanes = panel_kernels().shape.middle(), together = lanes * kPanelsTogether;
   const int64_t tap_sums = static_cast<int64_t>(taps.size()) * classes * lanes;
   // grad[n][k][pixel]
   Buffer<float> maps(grad.batch * classes * pixels);

@@ -1,8 +1,8 @@
-#include "convolution/taps.h"
-#include "convolution/tap_list.h"
 #include "base/buffer.h"
-#include "isa/isa.h"
 #include "base/share_out.h"
+#include "convolution/panel.h"
+#include "convolution/tap_list.h"
+#include "convolution/taps.h"
 
 namespace deeplab_fast {
 namespace {
@@ -24,7 +24,7 @@ struct ChannelBlock {
 
 ChannelBlock channel_block(int64_t channels, int64_t i) {
   const int64_t begin = i * kChannelBlock, end = std::min(begin + kChannelBlock, channels);
-  const int64_t unit = isa().panel_shape->unit;
+  const int64_t unit = panel_kernels().shape.unit;
   return {begin, end, begin, (end - begin + unit - 1) / unit * unit};
 }
 
@@ -45,7 +45,7 @@ struct ClassSplit {
 };
 
 ClassSplit split(int64_t classes) {
-  const PanelShape& shape = *isa().panel_shape;
+  const PanelShape& shape = panel_kernels().shape;
   const int64_t lanes = shape.middle(), in_panels = classes / lanes * lanes;
   return {lanes, in_panels, classes - in_panels, shape.unit};
 }
@@ -117,20 +117,21 @@ class TapProduct {
  private:
   // A block of pixels may go on in the next row, so that few are incomplete.
   void flush(const float* weights, bool add) {
-    const PanelShape& shape = *isa().panel_shape;
+    const PanelShape& shape = panel_kernels().shape;
     const int lanes = static_cast<int>(classes_.lanes), rows = shape.rows_for(lanes);
     float* sums[kPixelBlock];
     for (int64_t k = 0; k < classes_.in_panels; k += lanes, weights += x_.length * lanes) {
       for (int m = 0; m < count_; ++m) sums[m] = to_[m] + k;
       for (int m = 0; m < count_; m += rows)
-        isa().panel_product({std::min(rows, count_ - m), lanes, 1, x_.length, from_ + m, &weights, sums + m, add});
+        panel_kernels().panel_product(
+            {std::min(rows, count_ - m), lanes, 1, x_.length, from_ + m, &weights, sums + m, add});
     }
     for (int64_t k = 0; k < classes_.rest; k += kMaxDotClasses) {
       const int together = static_cast<int>(std::min<int64_t>(kMaxDotClasses, classes_.rest - k));
       for (int m = 0; m < count_; ++m) sums[m] = to_[m] + classes_.in_panels + k * classes_.unit;
       for (int m = 0; m < count_; m += shape.rows[together])
-        isa().dot_product({std::min(shape.rows[together], count_ - m), together, x_.length, from_ + m,
-                           weights + k * x_.length, sums + m, add});
+        panel_kernels().dot_product({std::min(shape.rows[together], count_ - m), together, x_.length, from_ + m,
+                                     weights + k * x_.length, sums + m, add});
     }
     count_ = 0;
   }
@@ -220,7 +221,7 @@ void aspp_forward(const std::vector<Branch>& branches, const Maps& x, const floa
         const float* from = sums.data() + (h * x.width + w) * parts.sums();
         float* to = row.data() + w * classes;
         std::copy(from, from + parts.in_panels, to);
-        isa().add_lanes(from + parts.in_panels, parts.rest, to + parts.in_panels);
+        panel_kernels().add_lanes(from + parts.in_panels, parts.rest, to + parts.in_panels);
         for (int64_t k = 0; bias != nullptr && k < classes; ++k) to[k] += bias[k];
       }
       unpack_row(row.data(), classes, n, h, 0, classes, out);

@@ -1,27 +1,14 @@
 #include "convolution/winograd.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "base/buffer.h"
-#include "isa/isa.h"
 #include "base/share_out.h"
+#include "convolution/panel.h"
 #include "convolution/winograd_kernels.h"
 
 namespace deeplab_fast {
-
-namespace baseline {
-extern const WinogradKernels winograd_kernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const WinogradKernels winograd_kernels;
-}
-namespace avx512 {
-extern const WinogradKernels winograd_kernels;
-}
-#endif
 
 namespace {
 
@@ -40,21 +27,12 @@ constexpr int64_t kSumLength = 256;
 // Floats between elements, so that the same place in all of them does not fall into the same sets of the cache.
 constexpr int64_t kSkew = 16;
 
-// Of the instruction set that the rest of the core runs with.
-const WinogradKernels& kernels() {
-#if defined(__x86_64__)
-  for (const WinogradKernels* candidate : {&avx2::winograd_kernels, &avx512::winograd_kernels})
-    if (std::strcmp(candidate->name, isa().name) == 0) return *candidate;
-#endif
-  return baseline::winograd_kernels;
-}
-
 // Output channels come in panels (panel.h); U is [element][panel][c][lane], the last panel filled with zeros.
 struct Panels {
   int64_t lanes, count;
 
   explicit Panels(int64_t out_channels)
-      : lanes(isa().panel_shape->middle()), count((out_channels + lanes - 1) / lanes) {}
+      : lanes(panel_kernels().shape.middle()), count((out_channels + lanes - 1) / lanes) {}
 };
 
 // Where tiles begin along one axis: pixels of equal residue modulo the rate follow each other.
@@ -158,14 +136,14 @@ class Convolution {
       const int64_t h = tile.h + (e / 4 - 1) * rate_h_, w = tile.w + (e % 4 - 1) * rate_w_;
       work.pixels[e] = inside(h, w) ? x.at(tile.n, h, w) : zeros_.data();
     }
-    kernels().transform_input(work);
+    winograd_kernels().transform_input(work);
   }
 
   // One element: M = V U of `count` tiles.
   void multiply(int64_t count, const float* inputs, const float* weights, float* products) const {
     const int lanes = static_cast<int>(panels_.lanes);
     // Groups of nearly equal size: the product of a few rows is slower a row.
-    const int64_t most = isa().panel_shape->rows_for(lanes), groups = (count + most - 1) / most;
+    const int64_t most = panel_kernels().shape.rows_for(lanes), groups = (count + most - 1) / most;
     const float* rows[kMaxPanelRows];
     float* sums[kMaxPanelRows];
     for (int64_t panel = 0; panel < panels_.count; ++panel, products += kTileBlock * lanes)
@@ -177,7 +155,7 @@ class Convolution {
             rows[t - group.begin] = inputs + t * channels_ + c;
             sums[t - group.begin] = products + t * lanes;
           }
-          isa().panel_product(
+          panel_kernels().panel_product(
               {static_cast<int>(group.end - group.begin), lanes, 1, length, rows, &weights, sums, c > 0});
         }
         weights += length * lanes;
@@ -193,7 +171,7 @@ class Convolution {
       work.out[pixel] = out.at(tile.n, h, w);
       if (residual.data != nullptr) work.residual[pixel] = residual.at(tile.n, h, w);
     }
-    kernels().transform_output(work);
+    winograd_kernels().transform_output(work);
   }
 
   const int64_t height_, width_, channels_, out_channels_, rate_h_, rate_w_;
@@ -227,7 +205,7 @@ void winograd_pack(const WinogradWeight& weight, const float* scale, int64_t out
           taps[static_cast<size_t>(tap * panels.lanes + lane)] =
               factor * from[tap / 3 * weight.stride_h + tap % 3 * weight.stride_w];
       }
-      kernels().transform_weight(taps.data(), panels.lanes, to, panels.count * panels.lanes * channels);
+      winograd_kernels().transform_weight(taps.data(), panels.lanes, to, panels.count * panels.lanes * channels);
     }
   });
 }

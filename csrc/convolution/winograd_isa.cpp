@@ -1,6 +1,7 @@
 // The transforms of the Winograd convolution, channels in the lanes. Compiled per instruction set.
-#include "isa/simd.h"
 #include "convolution/winograd_kernels.h"
+#include "isa/isa.h"
+#include "isa/simd.h"
 
 namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
@@ -102,11 +103,13 @@ void transform_weight(const float* weights, int64_t lanes, float* out, int64_t s
   for (int64_t lane = 0; lane < lanes; lane += kWidth) weight_lanes<kWidth>(weights, lanes, lane, out, stride);
 }
 
-#define DEEPLAB_FAST_STRING_OF(name) #name
-#define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
 extern const WinogradKernels winograd_kernels;
-const WinogradKernels winograd_kernels{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME), transform_input, transform_output,
-                                       transform_weight};
+const WinogradKernels winograd_kernels{
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(transform_input),
+    DEEPLAB_FAST_KERNEL(transform_output),
+    DEEPLAB_FAST_KERNEL(transform_weight),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -26,11 +26,12 @@ struct OutputTile {
 };
 
 struct WinogradKernels {
-  const char* name;
+  const char* set;
   void (*transform_input)(const InputTile& tile);
   void (*transform_output)(const OutputTile& tile);
   // out[e * stride + lane] = U = G g Gt of weights[3 i + j][lane]
   void (*transform_weight)(const float* weights, int64_t lanes, float* out, int64_t stride);
 };
+const WinogradKernels& winograd_kernels();
 
 }  // namespace deeplab_fast

@@ -11,26 +11,26 @@
 namespace deeplab_fast {
 namespace {
 
-// The vertex rows of all kernels, and the taps that point to them.
+// The vertex rows of all kernels, and the views that point to them.
 class KernelRows {
  public:
   KernelRows(const std::vector<std::unique_ptr<Pairwise>>& pairwise, int lanes, Parallel& parallel)
       : pairwise_(pairwise), lanes_(lanes), parallel_(parallel), rows_(pairwise.size()) {}
 
-  std::vector<Taps> taps;
+  std::vector<PairwiseView> views;
 
   // Call before splatting.
   void prepare() {
     for (size_t k = 0; k < rows_.size(); ++k) {
       rows_[k].prepare(pairwise_[k]->kernel->lattice, lanes_);
-      taps[k].next = rows_[k].next.data();
+      views[k].next = rows_[k].next.data();
     }
   }
   // Filters what was splatted, so that the next pass can slice it.
   void blur() {
     for (size_t k = 0; k < rows_.size(); ++k) {
       rows_[k].blur(pairwise_[k]->kernel->lattice, lanes_, false, parallel_);
-      taps[k].blurred = rows_[k].blurred.data();
+      views[k].blurred = rows_[k].blurred.data();
     }
   }
 
@@ -44,11 +44,11 @@ class KernelRows {
 // One filtering of ones with the normalisation's two factors: after * K(before).
 Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
   std::vector<float> none;
-  Taps taps = pairwise.taps(1, 1, none);
-  taps.scale = slice_scale(pairwise.kernel->lattice.dimensions);
+  PairwiseView view = pairwise.view(1, 1, none);
+  view.scale = slice_scale(pairwise.kernel->lattice.dimensions);
   Buffer<float> values(pairwise.kernel->lattice.points);
   std::fill(values.begin(), values.end(), 1.0f);
-  filter(pairwise.kernel->lattice, taps, values.data(), 1, Blur::kForward, values.data(), parallel);
+  filter(pairwise.kernel->lattice, view, values.data(), 1, Blur::kForward, values.data(), parallel);
   return values;
 }
 
@@ -105,7 +105,7 @@ class Iterator {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
     for (int l = unary.labels - 1; l >= 0; --l) label_of_group_[unary.group_of_label[l]] = l;
     for (size_t k = 0; k < pairwise.size(); ++k)
-      rows_.taps.push_back(pairwise[k]->taps(unary.groups(), lanes_, compat_[k]));
+      rows_.views.push_back(pairwise[k]->view(unary.groups(), lanes_, compat_[k]));
   }
 
   PixelPass make_pass() const {
@@ -113,7 +113,7 @@ class Iterator {
     pass.labels = unary_.groups(), pass.lanes = lanes_;
     pass.negative_unary = unary_.negative.data();
     pass.multiplicity = multiplicity_.data();
-    pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
+    pass.pairwise_count = static_cast<int32_t>(rows_.views.size());
     pass.normalize = true;
     pass.out_labels = unary_.labels;
     pass.lane_of_label = unary_.collapsed() ? unary_.group_of_label.data() : nullptr;
@@ -130,20 +130,20 @@ class Iterator {
         for (int i = 0; i < tile->count; ++i)
           for (int g = 0; g < unary_.groups(); ++g)
             padded[i * lanes_ + g] = q[(tile->first + i) * unary_.labels + label_of_group_[g]];
-        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, lanes_, padded.data(), taps.next);
+        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *tile, lanes_, padded.data(), view.next);
       }
     });
   }
 
   void run(PixelPass pass) {
     if (pass.splat) rows_.prepare();
-    pass.kernels = rows_.taps.data();
+    pass.pairwise = rows_.views.data();
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
-      Buffer<float> scratch(isa().pixel_pass_scratch(lanes_));
+      Buffer<float> scratch(mean_field_kernels().pixel_pass_scratch(lanes_));
       PixelPass part = pass;
       part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk), part.scratch = scratch.data();
-      isa().pixel_pass(part);
+      mean_field_kernels().pixel_pass(part);
     });
   }
   void run(bool slice, bool splat, float* out) {
@@ -180,7 +180,7 @@ class BinaryIterator {
         score_[i] = unary.negative[i * lanes] - unary.negative[i * lanes + 1];
     });
     std::vector<float> none;
-    for (const auto& one : pairwise) rows_.taps.push_back(one->taps(2, 1, none));
+    for (const auto& one : pairwise) rows_.views.push_back(one->view(2, 1, none));
   }
 
   void splat(const float* q) {
@@ -191,7 +191,7 @@ class BinaryIterator {
       for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
         const float* from = q + 2 * tile->first;
         for (int i = 0; i < tile->count; ++i) difference[i] = from[2 * i] - from[2 * i + 1];
-        for (const Taps& taps : rows_.taps) isa().splat(taps, *tile, 1, difference, taps.next);
+        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *tile, 1, difference, view.next);
       }
     });
   }
@@ -201,12 +201,12 @@ class BinaryIterator {
     BinaryPass pass{};
     pass.score = score_.data();
     pass.slice = slice, pass.splat = splat, pass.out = out;
-    pass.kernels = rows_.taps.data(), pass.kernel_count = static_cast<int32_t>(rows_.taps.size());
+    pass.pairwise = rows_.views.data(), pass.pairwise_count = static_cast<int32_t>(rows_.views.size());
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       BinaryPass part = pass;
       part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk);
-      isa().binary_pass(part);
+      mean_field_kernels().binary_pass(part);
     });
   }
 
@@ -234,7 +234,7 @@ void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf:
 Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
     : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
   std::fill(ones.begin(), ones.end(), 1.0f);
-  filter(lattice, lattice.make_taps(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
+  filter(lattice, lattice.view(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
 }
 
 Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,
@@ -254,21 +254,20 @@ Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat
   });
 }
 
-Taps Pairwise::taps(int labels, int lanes, std::vector<float>& padded) const {
-  Taps taps = kernel->lattice.make_taps();
-  taps.compat = kind;
-  if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) taps.before = norm.data();
-  if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) taps.after = norm.data();
+PairwiseView Pairwise::view(int labels, int lanes, std::vector<float>& padded) const {
+  PairwiseView view{kernel->lattice.view(), nullptr, nullptr, kind, nullptr};
+  if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) view.before = norm.data();
+  if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) view.after = norm.data();
   if (kind == Compat::kPotts) {
-    taps.scale *= compat[0];
+    view.scale *= compat[0];
   } else {
     const int rows = kind == Compat::kMatrix ? labels : 1;
     padded.assign(static_cast<size_t>(rows) * lanes, 0.0f);
     for (int l = 0; l < rows; ++l)
       std::copy_n(&compat[static_cast<size_t>(l) * labels], labels, &padded[static_cast<size_t>(l) * lanes]);
-    taps.matrix = padded.data();
+    view.matrix = padded.data();
   }
-  return taps;
+  return view;
 }
 
 DenseCrf::DenseCrf(int64_t points, int labels, int64_t width)

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "base/buffer.h"
-#include "isa/isa.h"
-#include "crf/label_groups.h"
-#include "lattice/lattice.h"
 #include "base/parallel.h"
+#include "crf/label_groups.h"
+#include "crf/mean_field_kernels.h"
+#include "lattice/lattice.h"
 
 namespace deeplab_fast {
 
@@ -38,7 +38,7 @@ struct Pairwise {
   Buffer<float> norm;  // [points] 1 / (n + 1e-20) or its square root, n the filtered ones; empty for kNone
 
   // What the pixel pass needs, with compat padded to `lanes` in `padded`.
-  Taps taps(int labels, int lanes, std::vector<float>& padded) const;
+  PairwiseView view(int labels, int lanes, std::vector<float>& padded) const;
 };
 
 // Q after each iteration, [points][labels] at first + (iteration - 1) * step; or null.
@@ -82,8 +82,9 @@ class DenseCrf {
   void start(float* q, Parallel& parallel);  // softmax(-U)
   void step(float* q, Parallel& parallel);   // one iteration, in place
   double kl_divergence(const float* q, Parallel& parallel);
-  // From the gradient to the last Q, grad[l * points + i], to those to what it was inferred from. `features` are those
-  // of the kernels, again; without their history, Q are inferred again, from checkpoints. dense_crf_backward.cpp
+  // The gradients of a loss to unary, features and compat, from that to the last Q, grad[l * points + i] = d loss / d
+  // Q[i][l] (dense_crf_backward.cpp has the formulas). `features`: the same that add_pairwise was given, a pointer a
+  // pairwise term. Where `history` is null, Q of earlier iterations is inferred again, from checkpoints.
   void backward(int iterations, const float* grad, QHistory history, const std::vector<const float*>& features,
                 const CrfGradients& out, Parallel& parallel);
 

@@ -69,7 +69,7 @@ class Beliefs {
 struct Term {
   Term(const Pairwise& of, int labels, int lanes)
       : pairwise(of),
-        forward(of.taps(labels, lanes, matrix)),
+        forward(of.view(labels, lanes, matrix)),
         scale(of.kind == Compat::kPotts ? -of.compat[0] : 1.0f),
         matrix_labels(of.kind == Compat::kMatrix ? labels : 0) {
     forward.scale = slice_scale(of.kernel->lattice.dimensions);
@@ -84,17 +84,17 @@ struct Term {
   // C dE, but for a Potts term's factor, which `scale` has.
   const float* transform(int count, int lanes, const float* energy_grad, float* memory) const {
     if (pairwise.kind == Compat::kPotts) return energy_grad;
-    isa().transform_rows(count, matrix_labels, lanes, forward.matrix, energy_grad, memory);
+    mean_field_backward_kernels().transform_rows(count, matrix_labels, lanes, forward.matrix, energy_grad, memory);
     return memory;
   }
 
   const Pairwise& pairwise;
-  std::vector<float> matrix;    // padded
-  Taps forward, raw, backward;  // raw: forward, without the factor after
+  std::vector<float> matrix;            // padded
+  PairwiseView forward, raw, backward;  // raw: forward, without the factor after
   float scale;
   int matrix_labels;
   VertexRows to_q, from_q;                  // in reverse, of gradients; forward, of Q again
-  Buffer<float> weight_grad;                // [points][taps], where features need a gradient
+  Buffer<float> weight_grad;                // [points][corners], where features need a gradient
   Buffer<float> normalization_grad;         // [points] the factors' gradients, each times its factor
   std::vector<Buffer<double>> compat_grad;  // of each chunk, [1 or labels][lanes]
 };
@@ -122,7 +122,7 @@ class Backward {
     for (const auto& one : pairwise) terms_.push_back(std::make_unique<Term>(*one, labels, lanes_));
     for (auto& term : terms_) {
       if (need_features_) {
-        clear(term->weight_grad, order.points * term->forward.count);
+        clear(term->weight_grad, order.points * term->forward.corners);
         clear(term->normalization_grad, order.points);
       }
       term->compat_grad.resize(need_compat_ ? order.chunks() : 0);
@@ -148,8 +148,10 @@ class Backward {
           slice(chunk, tile, scratch);
         }
         float* energy_grad = energy_grad_.data() + tile.first * lanes_;
-        isa().softmax_backward(tile.count, lanes_, scratch.rows(kBelief), scratch.rows(kGrad), energy_grad);
-        isa().scale_rows(tile.count, lanes_, nullptr, energy_grad, true, unary_grad_.data() + tile.first * lanes_);
+        mean_field_backward_kernels().softmax_backward(tile.count, lanes_, scratch.rows(kBelief), scratch.rows(kGrad),
+                                                       energy_grad);
+        mean_field_backward_kernels().scale_rows(tile.count, lanes_, nullptr, energy_grad, true,
+                                                 unary_grad_.data() + tile.first * lanes_);
         if (iteration > 0) splat(q_before, energy_grad, tile, scratch);
       });
       for (auto& term : terms_) {
@@ -201,12 +203,13 @@ class Backward {
   void slice(int64_t chunk, PointTile tile, Scratch& scratch) {
     for (size_t k = 0; k < terms_.size(); ++k) {
       Term& term = *terms_[k];
-      isa().slice(term.backward, tile, lanes_, term.to_q.blurred.data(), scratch.rows(kBack));
-      isa().scale_rows(tile.count, lanes_, nullptr, scratch.rows(kBack), k > 0, scratch.rows(kGrad));
+      row_kernels().slice(term.backward, tile, lanes_, term.to_q.blurred.data(), scratch.rows(kBack));
+      mean_field_backward_kernels().scale_rows(tile.count, lanes_, nullptr, scratch.rows(kBack), k > 0,
+                                               scratch.rows(kGrad));
       if (!again()) continue;
-      isa().slice(term.raw, tile, lanes_, term.from_q.blurred.data(), scratch.rows(kFiltered));
-      isa().scale_rows(tile.count, lanes_, factors(term.forward.after, tile), energy_grad_.data() + tile.first * lanes_,
-                       false, scratch.rows(kScaled));
+      row_kernels().slice(term.raw, tile, lanes_, term.from_q.blurred.data(), scratch.rows(kFiltered));
+      mean_field_backward_kernels().scale_rows(tile.count, lanes_, factors(term.forward.after, tile),
+                                               energy_grad_.data() + tile.first * lanes_, false, scratch.rows(kScaled));
       if (need_compat_) add_compat(term, tile, scratch, term.compat_grad[chunk].data());
       if (need_features_) add_features(term, tile, scratch);
     }
@@ -217,8 +220,8 @@ class Backward {
     if (again()) pad(q_before, tile, scratch.rows(kBelief));
     for (auto& term : terms_) {
       const float* rows = term->transform(tile.count, lanes_, energy_grad, scratch.rows(kTransformed));
-      isa().splat(term->backward, tile, lanes_, rows, term->to_q.next.data());
-      if (again()) isa().splat(term->forward, tile, lanes_, scratch.rows(kBelief), term->from_q.next.data());
+      row_kernels().splat(term->backward, tile, lanes_, rows, term->to_q.next.data());
+      if (again()) row_kernels().splat(term->forward, tile, lanes_, scratch.rows(kBelief), term->from_q.next.data());
     }
   }
 
@@ -231,23 +234,27 @@ class Backward {
     Buffer<float> products(int64_t{rows} * lanes_);
     const float *energy_grad = scratch.rows(kScaled), *filtered = scratch.rows(kFiltered);
     if (term.matrix_labels > 0)
-      isa().outer_products(tile.count, labels_, lanes_, filtered, energy_grad, products.data());
+      mean_field_backward_kernels().outer_products(tile.count, labels_, lanes_, filtered, energy_grad, products.data());
     else
-      isa().lane_products(tile.count, lanes_, filtered, energy_grad, products.data());
+      mean_field_backward_kernels().lane_products(tile.count, lanes_, filtered, energy_grad, products.data());
     for (int64_t i = 0; i < products.size(); ++i) sums[i] += products[i];
   }
 
   void add_features(Term& term, PointTile tile, Scratch& scratch) const {
     const float* sliced = term.transform(tile.count, lanes_, scratch.rows(kScaled), scratch.rows(kTransformed));
     const float *belief = scratch.rows(kBelief), *back = scratch.rows(kBack);
-    isa().scale_rows(tile.count, lanes_, factors(term.forward.before, tile), belief, false, scratch.rows(kSplatted));
-    isa().add_weight_gradient(term.forward, tile, lanes_,
-                              {sliced, scratch.rows(kSplatted), term.from_q.blurred.data(), term.to_q.blurred.data(),
-                               term.scale * term.forward.scale, term.weight_grad.data()});
+    mean_field_backward_kernels().scale_rows(tile.count, lanes_, factors(term.forward.before, tile), belief, false,
+                                             scratch.rows(kSplatted));
+    row_kernels().add_weight_gradient(
+        term.forward, tile, lanes_,
+        {sliced, scratch.rows(kSplatted), term.from_q.blurred.data(), term.to_q.blurred.data(),
+         term.scale * term.forward.scale, term.weight_grad.data()});
     float* normalization = term.normalization_grad.data() + tile.first;
     if (term.forward.after != nullptr)
-      isa().row_products(tile.count, lanes_, term.scale, sliced, scratch.rows(kFiltered), normalization);
-    if (term.forward.before != nullptr) isa().row_products(tile.count, lanes_, 1.0f, back, belief, normalization);
+      mean_field_backward_kernels().row_products(tile.count, lanes_, term.scale, sliced, scratch.rows(kFiltered),
+                                                 normalization);
+    if (term.forward.before != nullptr)
+      mean_field_backward_kernels().row_products(tile.count, lanes_, 1.0f, back, belief, normalization);
   }
 
   void store_compat(const Term& term, double* out) const {
@@ -274,7 +281,7 @@ class Backward {
       const float* norm = term.pairwise.norm.data();
       VertexRows ones, back;
       ones.prepare(lattice, 1), back.prepare(lattice, 1);
-      const Taps taps = lattice.make_taps();
+      const LatticeView view = lattice.view();
       for_tiles([&](int64_t, PointTile tile, Scratch& scratch) {
         float* grad = term.normalization_grad.data() + tile.first;
         for (int p = 0; p < tile.count; ++p) {
@@ -282,15 +289,16 @@ class Backward {
           grad[p] *= root ? -0.5f * factor * factor : -factor;
         }
         std::fill_n(scratch.rows(0), tile.count, 1.0f);
-        isa().splat(taps, tile, 1, scratch.rows(0), ones.next.data());
-        isa().splat(taps, tile, 1, grad, back.next.data());
+        row_kernels().splat(view, tile, 1, scratch.rows(0), ones.next.data());
+        row_kernels().splat(view, tile, 1, grad, back.next.data());
       });
       ones.blur(lattice, 1, false, parallel_), back.blur(lattice, 1, true, parallel_);
       for_tiles([&](int64_t, PointTile tile, Scratch& scratch) {
         std::fill_n(scratch.rows(0), tile.count, 1.0f);
-        isa().add_weight_gradient(taps, tile, 1,
-                                  {term.normalization_grad.data() + tile.first, scratch.rows(0), ones.blurred.data(),
-                                   back.blurred.data(), taps.scale, term.weight_grad.data()});
+        row_kernels().add_weight_gradient(
+            view, tile, 1,
+            {term.normalization_grad.data() + tile.first, scratch.rows(0), ones.blurred.data(), back.blurred.data(),
+             view.scale, term.weight_grad.data()});
       });
     }
     weights_to_features(lattice, features, term.weight_grad.data(), out, parallel_);

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "isa/isa.h"
+#include "lattice/row_kernels.h"
 
 namespace deeplab_fast {
 namespace {

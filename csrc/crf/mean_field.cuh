@@ -16,7 +16,7 @@ struct SliceTerm {
   const Row* rows;      // filtered Q
   const float* compat;  // on the device: [1] Potts, [labels] diagonal, [labels][labels] symmetric matrix
   float scale;          // slice_scale
-  int32_t taps, compat_dimensions;
+  int32_t corners, compat_dimensions;
 };
 
 constexpr int kMostTerms = 4;   // pairwise kernels of a fused pass
@@ -50,13 +50,13 @@ __global__ void mean_field_kernel(MeanFieldPass<Row> pass) {
     }
     for (int k = 0; k < pass.terms; ++k) {
       const SliceTerm<Row>& term = pass.term[k];
-      const int32_t* vertex = term.vertex + point * term.taps;
-      const float* weight = term.weight + point * term.taps;
+      const int32_t* vertex = term.vertex + point * term.corners;
+      const float* weight = term.weight + point * term.corners;
       const float scale = term.after == nullptr ? term.scale : term.scale * term.after[point];
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         const int label = lane + b * group;
-        filtered[b] = label < labels ? scale * slice(vertex, weight, term.taps, labels, label, term.rows) : 0.0f;
+        filtered[b] = label < labels ? scale * slice(vertex, weight, term.corners, labels, label, term.rows) : 0.0f;
         if (label >= labels || term.compat_dimensions == 2) continue;
         // Potts energy is -w F, a diagonal's +v F.
         score[b] += term.compat_dimensions == 0 ? term.compat[0] * filtered[b] : -term.compat[label] * filtered[b];

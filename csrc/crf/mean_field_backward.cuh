@@ -98,21 +98,5 @@ __global__ void compat_grad_kernel(int labels, int compat_dimensions, const doub
   }
 }
 
-// weight_grad[entry] += scale * (<sliced[point], blurred[vertex]> + <splatted[point], back[vertex]>)
-__global__ void weight_grad_kernel(DeviceLattice lattice, int labels, float scale, const float* sliced,
-                                   const float* splatted, const float* blurred, const float* back, float* weight_grad) {
-  const int group = group_of(labels);
-  const GroupItem item = group_item(lattice.entries, group);
-  for (int64_t at = item.item; at < item.rounded; at += item.step) {
-    const int64_t entry = at < lattice.entries ? at : lattice.entries - 1;
-    const int64_t point = entry / lattice.taps * labels, vertex = int64_t{lattice.vertex[entry]} * labels;
-    float sum = 0.0f;
-    for (int label = item.lane; label < labels; label += group)
-      sum += sliced[point + label] * blurred[vertex + label] + splatted[point + label] * back[vertex + label];
-    sum = group_sum(sum, group);
-    if (at < lattice.entries && item.lane == 0) weight_grad[entry] += scale * sum;
-  }
-}
-
 }  // namespace
 }  // namespace deeplab_fast

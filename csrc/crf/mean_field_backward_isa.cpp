@@ -1,4 +1,6 @@
 // Rows of labels in the backward pass of mean-field inference. Compiled per instruction set.
+#include "crf/mean_field_kernels.h"
+#include "isa/isa.h"
 #include "lattice/rows.h"
 
 namespace deeplab_fast {
@@ -105,29 +107,6 @@ struct OuterProducts {
   }
 };
 
-struct AddWeightGradient {
-  const Taps& taps;
-  PointTile tile;
-  int64_t lanes;
-  const WeightGradient& gradient;
-  template <int W, int N>
-  DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int p = 0; p < tile.count; ++p) {
-      const int64_t point = tile.first + p;
-      const Block<W, N> sliced = Block<W, N>::from(gradient.sliced + p * lanes + lane);
-      const Block<W, N> splatted = Block<W, N>::from(gradient.splatted + p * lanes + lane);
-      for (int j = 0; j < taps.count; ++j) {
-        const int64_t vertex = taps.vertex[point * taps.count + j];
-        const Block<W, N> blurred = Block<W, N>::from(row_at(gradient.blurred + lane, vertex, lanes));
-        const Block<W, N> back = Block<W, N>::from(row_at(gradient.back + lane, vertex, lanes));
-        typename Vec<W>::type product = broadcast<W>(0.0f);
-        for (int n = 0; n < N; ++n) product = product + sliced.v[n] * blurred.v[n] + splatted.v[n] * back.v[n];
-        gradient.weight_grad[point * taps.count + j] += gradient.scale * reduce<W>(product, Add());
-      }
-    }
-  }
-};
-
 }  // namespace
 
 void row_products(int count, int lanes, float scale, const float* a, const float* b, float* sums) {
@@ -150,9 +129,17 @@ void lane_products(int count, int lanes, const float* a, const float* b, float* 
 void outer_products(int count, int labels, int lanes, const float* a, const float* b, float* sums) {
   for_lane_blocks(lanes, OuterProducts{count, labels, lanes, a, b, sums});
 }
-void add_weight_gradient(const Taps& taps, PointTile tile, int lanes, const WeightGradient& gradient) {
-  for_lane_blocks(lanes, AddWeightGradient{taps, tile, lanes, gradient});
-}
+
+extern const MeanFieldBackwardKernels mean_field_backward_kernels;
+const MeanFieldBackwardKernels mean_field_backward_kernels{
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(softmax_backward),
+    DEEPLAB_FAST_KERNEL(scale_rows),
+    DEEPLAB_FAST_KERNEL(transform_rows),
+    DEEPLAB_FAST_KERNEL(row_products),
+    DEEPLAB_FAST_KERNEL(lane_products),
+    DEEPLAB_FAST_KERNEL(outer_products),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -2,7 +2,9 @@
 // the new Q into the lattices of the next iteration. Q itself is stored only at the end. Compiled per instruction set.
 //
 // Pixels are taken a tile at a time, and every stage runs over the whole tile: the stages of one pixel depend on each
-// other through long latencies (sums over taps, reductions, exp, division), those of different pixels do not.
+// other through long latencies (sums over corners, reductions, exp, division), those of different pixels do not.
+#include "crf/mean_field_kernels.h"
+#include "isa/isa.h"
 #include "lattice/rows.h"
 
 namespace deeplab_fast {
@@ -37,54 +39,55 @@ struct Tile {
   }
 };
 
-DEEPLAB_FAST_INLINE float output_factor(const Taps& taps, int64_t point) {
-  return taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
+DEEPLAB_FAST_INLINE float output_factor(const PairwiseView& view, int64_t point) {
+  return view.scale * (view.after != nullptr ? view.after[point] : 1.0f);
 }
 
 // Slices a kernel's rows and subtracts its term from `energies`, which gives the tile's; with a matrix, which needs all
 // lanes first, only stores what was sliced.
 template <int W, int N>
-DEEPLAB_FAST_INLINE void slice_block(Tile& tile, const Taps& taps, int lane, int64_t lanes, const float* energies) {
-  by_shape(taps, [&](auto constant_count, auto scattered) {
-    const int count = constant_count.value > 0 ? constant_count.value : taps.count;
-    const float* rows = taps.blurred + lane;
+DEEPLAB_FAST_INLINE void slice_block(Tile& tile, const PairwiseView& view, int lane, int64_t lanes,
+                                     const float* energies) {
+  by_shape(view, [&](auto constant_count, auto scattered) {
+    const int count = constant_count.value > 0 ? constant_count.value : view.corners;
+    const float* rows = view.blurred + lane;
     for (int p = 0; p < tile.count; ++p) {
       const int64_t point = tile.first + p;
       if (scattered.value) {
-        const int32_t* later = taps.vertex + tile.ahead(p) * count;
+        const int32_t* later = view.vertex + tile.ahead(p) * count;
         for (int j = 0; j < count; ++j) prefetch_row(row_at(rows, later[j], lanes), W * N);
       }
-      Block<W, N> sum = slice_rows<W, N>(count, taps.vertex + point * count, taps.weight + point * count, rows, lanes);
-      if (taps.compat == Compat::kMatrix) {
+      Block<W, N> sum = slice_rows<W, N>(count, view.vertex + point * count, view.weight + point * count, rows, lanes);
+      if (view.compat == Compat::kMatrix) {
         sum.to(tile.filtered + p * lanes + lane);
         continue;
       }
-      if (taps.compat == Compat::kDiagonal) {
-        const Block<W, N> diagonal = Block<W, N>::from(taps.matrix + lane);
+      if (view.compat == Compat::kDiagonal) {
+        const Block<W, N> diagonal = Block<W, N>::from(view.matrix + lane);
         for (int n = 0; n < N; ++n) sum.v[n] = -diagonal.v[n] * sum.v[n];
       }
       Block<W, N> energy = Block<W, N>::from(energies + p * lanes + lane);
-      energy.add_scaled(output_factor(taps, point), sum);
+      energy.add_scaled(output_factor(view, point), sum);
       energy.to(tile.energy + p * lanes + lane);
     }
   });
 }
 
 template <int W, int N>
-DEEPLAB_FAST_INLINE void splat_block(const Tile& tile, const Taps& taps, int lane, int64_t lanes) {
-  by_shape(taps, [&](auto constant_count, auto scattered) {
-    const int count = constant_count.value > 0 ? constant_count.value : taps.count;
-    float* rows = taps.next + lane;
+DEEPLAB_FAST_INLINE void splat_block(const Tile& tile, const PairwiseView& view, int lane, int64_t lanes) {
+  by_shape(view, [&](auto constant_count, auto scattered) {
+    const int count = constant_count.value > 0 ? constant_count.value : view.corners;
+    float* rows = view.next + lane;
     for (int p = 0; p < tile.count; ++p) {
       const int64_t point = tile.first + p;
       if (scattered.value) {
-        const int32_t* later = taps.row + tile.ahead(p) * count;
+        const int32_t* later = view.row + tile.ahead(p) * count;
         for (int j = 0; j < count; ++j) prefetch_row(row_at(rows, later[j] ^ later[j] >> 31, lanes), W * N);
       }
-      const int32_t* target = taps.row + point * count;
-      const float* weight = taps.weight + point * count;
+      const int32_t* target = view.row + point * count;
+      const float* weight = view.weight + point * count;
       // In this order, so that a Q that was stored and is splatted again gives the same bits.
-      const float inverse = tile.inverse[p], before = taps.before != nullptr ? taps.before[point] : 1.0f;
+      const float inverse = tile.inverse[p], before = view.before != nullptr ? view.before[point] : 1.0f;
       Block<W, N> value = Block<W, N>::from(tile.energy + p * lanes + lane);
       for (int n = 0; n < N; ++n) value.v[n] = (value.v[n] * inverse) * before;
       for (int j = 0; j < count; ++j) add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows, lanes);
@@ -95,36 +98,36 @@ DEEPLAB_FAST_INLINE void splat_block(const Tile& tile, const Taps& taps, int lan
 // With one block of lanes their number is a constant.
 struct SliceKernel {
   Tile& tile;
-  const Taps& taps;
+  const PairwiseView& view;
   const float* energies;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    if (tile.pass.lanes == W * N) return slice_block<W, N>(tile, taps, 0, W * N, energies);
-    slice_block<W, N>(tile, taps, lane, tile.pass.lanes, energies);
+    if (tile.pass.lanes == W * N) return slice_block<W, N>(tile, view, 0, W * N, energies);
+    slice_block<W, N>(tile, view, lane, tile.pass.lanes, energies);
   }
 };
 struct SplatKernel {
   const Tile& tile;
-  const Taps& taps;
+  const PairwiseView& view;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    if (tile.pass.lanes == W * N) return splat_block<W, N>(tile, taps, 0, W * N);
-    splat_block<W, N>(tile, taps, lane, tile.pass.lanes);
+    if (tile.pass.lanes == W * N) return splat_block<W, N>(tile, view, 0, W * N);
+    splat_block<W, N>(tile, view, lane, tile.pass.lanes);
   }
 };
 
 struct AddMatrix {
   Tile& tile;
-  const Taps& taps;
+  const PairwiseView& view;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
     const int64_t lanes = tile.pass.lanes;
     for (int p = 0; p < tile.count; ++p) {
       Block<W, N> product = Block<W, N>::zero();
       for (int l = 0; l < tile.pass.labels; ++l)
-        product.add_scaled(tile.filtered[p * lanes + l], taps.matrix + l * lanes + lane);
+        product.add_scaled(tile.filtered[p * lanes + l], view.matrix + l * lanes + lane);
       Block<W, N> energy = Block<W, N>::from(tile.energy + p * lanes + lane);
-      energy.add_scaled(-output_factor(taps, tile.first + p), product);
+      energy.add_scaled(-output_factor(view, tile.first + p), product);
       energy.to(tile.energy + p * lanes + lane);
     }
   }
@@ -210,19 +213,19 @@ void pixel_pass(const PixelPass& pass) {
         __builtin_prefetch(pass.negative_unary + tile.next_first * pass.lanes + lane);
     }
     const float* energies = pass.negative_unary + now->first * pass.lanes;
-    if (!pass.slice || pass.kernel_count == 0 || pass.kernels[0].compat == Compat::kMatrix) {
+    if (!pass.slice || pass.pairwise_count == 0 || pass.pairwise[0].compat == Compat::kMatrix) {
       __builtin_memcpy(tile.energy, energies, sizeof(float) * now->count * pass.lanes);
       energies = tile.energy;
     }
-    for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
-      for_lane_blocks(pass.lanes, SliceKernel{tile, pass.kernels[k], energies});
+    for (int k = 0; pass.slice && k < pass.pairwise_count; ++k) {
+      for_lane_blocks(pass.lanes, SliceKernel{tile, pass.pairwise[k], energies});
       energies = tile.energy;
-      if (pass.kernels[k].compat == Compat::kMatrix) for_lane_blocks(pass.lanes, AddMatrix{tile, pass.kernels[k]});
+      if (pass.pairwise[k].compat == Compat::kMatrix) for_lane_blocks(pass.lanes, AddMatrix{tile, pass.pairwise[k]});
     }
     if (pass.normalize) softmax(tile);
     if (pass.out != nullptr) store_tile(tile);
-    for (int k = 0; pass.splat && k < pass.kernel_count; ++k)
-      for_lane_blocks(pass.lanes, SplatKernel{tile, pass.kernels[k]});
+    for (int k = 0; pass.splat && k < pass.pairwise_count; ++k)
+      for_lane_blocks(pass.lanes, SplatKernel{tile, pass.pairwise[k]});
   }
 }
 
@@ -231,17 +234,17 @@ void binary_pass(const BinaryPass& pass) {
   alignas(64) float score[kTile] = {}, q[2][kTile];
   for (const PointTile* tile = pass.tiles; tile < pass.tiles_end; ++tile) {
     for (int i = 0; i < tile->count; ++i) score[i] = pass.score[tile->first + i];
-    for (int k = 0; pass.slice && k < pass.kernel_count; ++k) {
-      const Taps& taps = pass.kernels[k];
-      by_shape(taps, [&](auto constant_count, auto) {
-        const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    for (int k = 0; pass.slice && k < pass.pairwise_count; ++k) {
+      const PairwiseView& view = pass.pairwise[k];
+      by_shape(view, [&](auto constant_count, auto) {
+        const int count = constant_count.value > 0 ? constant_count.value : view.corners;
         for (int i = 0; i < tile->count; ++i) {
           const int64_t point = tile->first + i;
-          const int32_t* vertex = taps.vertex + point * count;
-          const float* weight = taps.weight + point * count;
+          const int32_t* vertex = view.vertex + point * count;
+          const float* weight = view.weight + point * count;
           float sum = 0.0f;
-          for (int j = 0; j < count; ++j) sum += weight[j] * taps.blurred[vertex[j]];
-          score[i] += output_factor(taps, point) * sum;
+          for (int j = 0; j < count; ++j) sum += weight[j] * view.blurred[vertex[j]];
+          score[i] += output_factor(view, point) * sum;
         }
       });
     }
@@ -252,17 +255,17 @@ void binary_pass(const BinaryPass& pass) {
       store<8>(q[0] + i, (s < 0.0f) ? low : high);
       store<8>(q[1] + i, (s < 0.0f) ? high : low);
     }
-    for (int k = 0; pass.splat && k < pass.kernel_count; ++k) {
-      const Taps& taps = pass.kernels[k];
-      by_shape(taps, [&](auto constant_count, auto scattered) {
-        const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    for (int k = 0; pass.splat && k < pass.pairwise_count; ++k) {
+      const PairwiseView& view = pass.pairwise[k];
+      by_shape(view, [&](auto constant_count, auto scattered) {
+        const int count = constant_count.value > 0 ? constant_count.value : view.corners;
         for (int i = 0; i < tile->count; ++i) {
           const int64_t point = tile->first + i;
-          const int32_t* target = taps.row + point * count;
-          const float* weight = taps.weight + point * count;
-          const Block<1, 1> value{{(q[0][i] - q[1][i]) * (taps.before != nullptr ? taps.before[point] : 1.0f)}};
+          const int32_t* target = view.row + point * count;
+          const float* weight = view.weight + point * count;
+          const Block<1, 1> value{{(q[0][i] - q[1][i]) * (view.before != nullptr ? view.before[point] : 1.0f)}};
           for (int j = 0; j < count; ++j)
-            add_to_row<1, 1, scattered.value != 0>(target[j], weight[j], value, taps.next, 1);
+            add_to_row<1, 1, scattered.value != 0>(target[j], weight[j], value, view.next, 1);
         }
       });
     }
@@ -271,51 +274,13 @@ void binary_pass(const BinaryPass& pass) {
   }
 }
 
-// geometry_isa.cpp, rows_isa.cpp, panel_isa.cpp and mean_field_backward_isa.cpp
-void locate(int, const float*, int64_t, int64_t, int, const float*, SimplexBlock);
-FeatureRange feature_range(const float*, int64_t);
-void splat(const Taps&, PointTile, int, const float*, float*);
-void slice(const Taps&, PointTile, int, const float*, float*);
-void blur(const int32_t*, int64_t, int, int64_t, float*);
-void blur_row(const BlurRow&);
-void fold(const int32_t*, int64_t, int64_t, int64_t, int, float*);
-void softmax_backward(int, int, const float*, const float*, float*);
-void scale_rows(int, int, const float*, const float*, bool, float*);
-void transform_rows(int, int, int, const float*, const float*, float*);
-void row_products(int, int, float, const float*, const float*, float*);
-void lane_products(int, int, const float*, const float*, float*);
-void outer_products(int, int, int, const float*, const float*, float*);
-void add_weight_gradient(const Taps&, PointTile, int, const WeightGradient&);
-void panel_product(const PanelProduct&);
-void dot_product(const DotProduct&);
-void add_lanes(const float*, int64_t, float*);
-extern const PanelShape panel_shape;
-
-#define DEEPLAB_FAST_STRING_OF(name) #name
-#define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
-extern const Isa table;
-const Isa table{DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME),
-                locate,
-                feature_range,
-                splat,
-                slice,
-                blur,
-                blur_row,
-                fold,
-                pixel_pass_scratch,
-                pixel_pass,
-                binary_pass,
-                softmax_backward,
-                scale_rows,
-                transform_rows,
-                row_products,
-                lane_products,
-                outer_products,
-                add_weight_gradient,
-                &panel_shape,
-                panel_product,
-                dot_product,
-                add_lanes};
+extern const MeanFieldKernels mean_field_kernels;
+const MeanFieldKernels mean_field_kernels{
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(pixel_pass_scratch),
+    DEEPLAB_FAST_KERNEL(pixel_pass),
+    DEEPLAB_FAST_KERNEL(binary_pass),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

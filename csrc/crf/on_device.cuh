@@ -1,5 +1,5 @@
 // Mean-field inference and its gradients on a device: the order of launches, and the memory between them. `Device` as
-// in lattice_on_device.cuh. The maths is in mean_field_kernels.cuh and crf_backward_kernels.cuh, and beside the CPU's
+// in lattice/on_device.cuh. The maths is in mean_field.cuh and mean_field_backward.cuh, and beside the CPU's
 // (dense_crf_backward.cpp). Everything is rows: [points of all images][labels].
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "crf/dense_crf.h"
+#include "crf/mean_field_backward.cuh"
 #include "lattice/on_device.cuh"
 
 namespace deeplab_fast {
@@ -115,8 +116,8 @@ class CrfOnDevice {
     for (size_t k = 0; k < terms_.size(); ++k) {
       const TermOnDevice<Device>& term = *terms_[k];
       const DeviceLattice& lattice = term.lattice.view();
-      pass.term[k] = {lattice.vertex, lattice.weight,       term.after(), rows[k]->filtered(),
-                      term.compat,    term.lattice.alpha(), lattice.taps, term.input.compat_dimensions};
+      pass.term[k] = {lattice.vertex, lattice.weight,       term.after(),    rows[k]->filtered(),
+                      term.compat,    term.lattice.alpha(), lattice.corners, term.input.compat_dimensions};
     }
     const auto launch = [&](auto* kernel) {
       device_.launch(size_.all_points() * group_of(size_.labels), kernel, pass);
@@ -173,8 +174,8 @@ class BackwardOnDevice {
     }
   }
 
-  // grad: rows, changed. q_after(i): Q in full after iteration i, asked for from the last to 0; valid until the next
-  // but one is asked for.
+  // grad: rows, changed. q_after(i): Q in full after iteration i, called with i descending, from the last iteration to
+  // 0; valid until the next but one is asked for.
   void run(int iterations, float* grad, const std::function<const float*(int)>& q_after) {
     const int64_t points = size_.all_points();
     auto energy_grad = rows(), transformed = rows(), scaled = rows(), filtered = rows(), from_term = rows();

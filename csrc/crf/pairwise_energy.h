@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "lattice/lattice.h"
 #include "base/parallel.h"
+#include "lattice/lattice.h"
 #include "upsample/bilinear.h"
 
 namespace deeplab_fast {

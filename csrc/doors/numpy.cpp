@@ -8,10 +8,11 @@
 #include <string>
 #include <thread>
 
-#include "crf/dense_crf.h"
-#include "lattice/lattice.h"
-#include "lattice/geometry.h"
 #include "base/thread_pool.h"
+#include "crf/dense_crf.h"
+#include "isa/isa.h"
+#include "lattice/geometry.h"
+#include "lattice/lattice.h"
 
 namespace py = pybind11;
 using namespace deeplab_fast;
@@ -81,7 +82,7 @@ struct PyLattice {
     float* to = out.mutable_data();
     const py::gil_scoped_release release;
     ThreadPool threads(thread_count);
-    deeplab_fast::filter(*lattice, lattice->make_taps(), values.data(), values.shape(0),
+    deeplab_fast::filter(*lattice, lattice->view(), values.data(), values.shape(0),
                          reverse ? deeplab_fast::Blur::kReverse : deeplab_fast::Blur::kForward, to, threads);
     return out;
   }
@@ -92,14 +93,16 @@ struct PyLattice {
     return out;
   }
   py::array_t<int32_t> neighbours() const {
-    py::array_t<int32_t> out({int64_t{lattice->taps}, int64_t{2}, lattice->vertices});
+    py::array_t<int32_t> out({int64_t{lattice->corners}, int64_t{2}, lattice->vertices});
     lattice->neighbours(out.mutable_data());
     return out;
   }
   py::array_t<int32_t> vertices() const {
-    return py::array_t<int32_t>({lattice->points, int64_t{lattice->taps}}, lattice->vertex.data());
+    return py::array_t<int32_t>({lattice->points, int64_t{lattice->corners}}, lattice->vertex.data());
   }
-  FloatArray weights() const { return FloatArray({lattice->points, int64_t{lattice->taps}}, lattice->weight.data()); }
+  FloatArray weights() const {
+    return FloatArray({lattice->points, int64_t{lattice->corners}}, lattice->weight.data());
+  }
 };
 
 // One lock per object: two Python threads using the same one take turns instead of crashing.
@@ -137,9 +140,6 @@ struct PyDenseCrf {
     if (unary.ndim() != 2 || unary.shape(0) != crf.labels() || unary.shape(1) != crf.points())
       bad_shape("unary", unary, "(" + std::to_string(crf.labels()) + ", " + std::to_string(crf.points()) + ")");
     return locked([&](Parallel& threads) { return crf.set_unary(unary.data(), true, threads); });
-  }
-  void clear_unary() {
-    locked([&](Parallel& threads) { crf.set_unary(nullptr, false, threads); });
   }
 
   FloatArray checked_compat(const py::object& object) const {
@@ -254,7 +254,7 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = DEEPLAB_FAST_COMPILER;
   info["version"] = DEEPLAB_FAST_VERSION;
-  info["isa"] = isa().name;
+  info["isa"] = instruction_set_name();
   return info;
 }
 
@@ -275,7 +275,6 @@ PYBIND11_MODULE(_densecrf, m) {
   py::class_<PyDenseCrf>(m, "DenseCRF")
       .def(py::init<int64_t, int64_t, int64_t>(), py::arg("points"), py::arg("labels"), py::arg("width") = 0)
       .def("set_unary", &PyDenseCrf::set_unary, py::arg("unary"))
-      .def("clear_unary", &PyDenseCrf::clear_unary)
       .def("add_pairwise", &PyDenseCrf::add_pairwise, py::arg("features"), py::arg("compat"), py::arg("normalization"))
       .def("add_gaussian", &PyDenseCrf::add_gaussian, py::arg("width"), py::arg("height"), py::arg("sx"), py::arg("sy"),
            py::arg("compat"), py::arg("normalization"))
@@ -297,6 +296,6 @@ PYBIND11_MODULE(_densecrf, m) {
       py::arg("threads"));
   m.def("release_memory", &release_blocks);
   m.def("get_num_threads", [] { return thread_count.load(); });
-  m.def("isa", [] { return isa().name; });
+  m.def("isa", [] { return instruction_set_name(); });
   m.def("build_info", &build_info);
 }

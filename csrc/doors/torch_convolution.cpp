@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "convolution/taps.h"
 #include "base/content_hash.h"
 #include "convolution/relu_backward.h"
+#include "convolution/taps.h"
 #include "doors/torch_common.h"
 
 namespace {

@@ -1,12 +1,12 @@
-// The torch door of the dense CRF on the GPU. What is launched, in which order, is in lattice_on_device.cuh and
-// crf_on_device.cuh, which tests run on the host. Compiled with -fmad=false: see lattice_geometry.h.
+// The torch door of the dense CRF on the GPU. What is launched, in which order, is in lattice/on_device.cuh and
+// crf/on_device.cuh, which tests run on the host. Compiled with -fmad=false: see lattice/geometry.h.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 #include <tuple>
 
-#include "cuda/stream.cuh"
 #include "crf/on_device.cuh"
+#include "doors/cuda_stream.cuh"
 #include "doors/torch_crf.h"
 
 namespace {

@@ -1,4 +1,5 @@
-// What the doors of the dense CRF share: checks, and arguments as the core takes them. Included by torch_crf*.cpp only.
+// What the doors of the dense CRF share: checks, and arguments as the core takes them. Included by doors of CRF ops
+// only.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,8 +13,8 @@
 
 #include "base/buffer.h"
 #include "crf/dense_crf.h"
-#include "lattice/geometry.h"
 #include "doors/torch_common.h"
+#include "lattice/geometry.h"
 
 namespace deeplab_fast {
 

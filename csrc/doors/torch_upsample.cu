@@ -1,4 +1,4 @@
-// The torch door of upsampling on the GPU: checks, and launches of the kernels in upsample_kernels.cuh.
+// The torch door of upsampling on the GPU: checks, and launches of the kernels in upsample.cuh.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
-#include "doors/torch_common.h"
 #include "convolution/winograd.h"
+#include "doors/torch_common.h"
 
 namespace {
 

@@ -5,53 +5,49 @@
 #include <string>
 
 namespace deeplab_fast {
-
-namespace baseline {
-extern const Isa table;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const Isa table;
-}
-namespace avx512 {
-extern const Isa table;
-}
-#endif
-
 namespace {
 
-const Isa& choose() {
-  struct Candidate {
-    const Isa* table;
-    bool supported;
-  };
-  const Candidate candidates[] = {
-#if defined(__x86_64__)
-      {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-#endif
-      {&baseline::table, true},
-  };
+struct InstructionSet {
+  const char* name;
+  bool supported;
+};
+
+#define HAS(feature) __builtin_cpu_supports(#feature)
+#define DEEPLAB_FAST_SET_ENTRY(set, supported, ...) {#set, static_cast<bool>(supported)},
+
+int choose(const InstructionSet* sets, int count) {
   const char* forced = std::getenv("DEEPLAB_FAST_ISA");
-  for (const Candidate& candidate : candidates) {
-    if (forced == nullptr || *forced == '\0') {
-      if (candidate.supported) return *candidate.table;
-    } else if (std::string(forced) == candidate.table->name) {
-      if (candidate.supported) return *candidate.table;
+  const bool any = forced == nullptr || *forced == '\0';
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    if (any ? sets[i].supported : sets[i].name == std::string(forced)) {
+      if (sets[i].supported) return i;
       throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) + ": this processor does not have it");
     }
+    // As sentences list them: a, b or c.
+    names = sets[i].name + (i == 0 ? "" : (i == 1 ? " or " : ", ") + names);
   }
-  throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) +
-                              ": unknown, should be baseline, avx2 or avx512");
+  throw std::invalid_argument("DEEPLAB_FAST_ISA=" + std::string(forced) + ": unknown, should be " + names);
+}
+
+const InstructionSet& chosen(int* number) {
+  static const InstructionSet sets[] = {DEEPLAB_FAST_INSTRUCTION_SETS(DEEPLAB_FAST_SET_ENTRY, )};
+  static const int best = choose(sets, sizeof(sets) / sizeof(sets[0]));
+  *number = best;
+  return sets[best];
 }
 
 }  // namespace
 
-const Isa& isa() {
-  static const Isa& chosen = choose();
-  return chosen;
+int instruction_set() {
+  int number;
+  chosen(&number);
+  return number;
+}
+
+const char* instruction_set_name() {
+  int number;
+  return chosen(&number).name;
 }
 
 }  // namespace deeplab_fast

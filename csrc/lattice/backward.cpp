@@ -2,8 +2,9 @@
 #include <algorithm>
 
 #include "base/denormals.h"
-#include "lattice/lattice.h"
 #include "lattice/geometry.h"
+#include "lattice/geometry_kernels.h"
+#include "lattice/lattice.h"
 #include "lattice/tile_rows.h"
 
 namespace deeplab_fast {
@@ -21,8 +22,8 @@ void weights_to_features(const Lattice& lattice, const float* features, const fl
     int32_t of_point[kMaxDimensions + 1];
     float scratch[kMaxDimensions + 1];
     for (const PointTile* tile = order.begin(chunk); tile < order.end(chunk); ++tile) {
-      isa().locate(D, features, lattice.points, tile->first, tile->count, scale.data(),
-                   {cell.data(), rank.data(), delta.data()});
+      geometry_kernels().locate(D, features, lattice.points, tile->first, tile->count, scale.data(),
+                                {cell.data(), rank.data(), delta.data()});
       for (int p = 0; p < tile->count; ++p) {
         const int64_t point = tile->first + p;
         for (int i = 0; i <= D; ++i) of_point[i] = rank[i * kPointBlock + p];
@@ -36,9 +37,9 @@ void weights_to_features(const Lattice& lattice, const float* features, const fl
 void filter_backward_features(const Lattice& lattice, const float* features, const float* grad, const float* values,
                               int64_t channels, bool reverse, float* feature_grad, Parallel& parallel) {
   const VisitOrder& order = *lattice.order;
-  const Taps taps = lattice.make_taps();
+  const LatticeView view = lattice.view();
   const int64_t size = lattice.rows() * row_lanes(static_cast<int>(std::min<int64_t>(channels, kMostLanes)));
-  Buffer<float> blurred(size), back(size), spare, weight_grad(lattice.points * lattice.taps);
+  Buffer<float> blurred(size), back(size), spare, weight_grad(lattice.points * lattice.corners);
   std::fill(weight_grad.begin(), weight_grad.end(), 0.0f);
   for (int64_t channel = 0; channel < channels; channel += kMostLanes) {
     const int here = static_cast<int>(std::min<int64_t>(channels - channel, kMostLanes)), lanes = row_lanes(here);
@@ -57,14 +58,14 @@ void filter_backward_features(const Lattice& lattice, const float* features, con
     clear_empty_rows(lattice, lanes, blurred.data());
     clear_empty_rows(lattice, lanes, back.data());
     each_tile([&](PointTile tile, const float* of_values, const float* of_grad) {
-      isa().splat(taps, tile, lanes, of_values, blurred.data());
-      isa().splat(taps, tile, lanes, of_grad, back.data());
+      row_kernels().splat(view, tile, lanes, of_values, blurred.data());
+      row_kernels().splat(view, tile, lanes, of_grad, back.data());
     });
     fold_and_blur(lattice, lanes, blurred, spare, reverse, parallel);
     fold_and_blur(lattice, lanes, back, spare, !reverse, parallel);
     each_tile([&](PointTile tile, const float* of_values, const float* of_grad) {
-      isa().add_weight_gradient(taps, tile, lanes,
-                                {of_grad, of_values, blurred.data(), back.data(), taps.scale, weight_grad.data()});
+      row_kernels().add_weight_gradient(
+          view, tile, lanes, {of_grad, of_values, blurred.data(), back.data(), view.scale, weight_grad.data()});
     });
   }
   weights_to_features(lattice, features, weight_grad.data(), feature_grad, parallel);

@@ -21,18 +21,20 @@ void fold(const Lattice& lattice, int lanes, float* rows, Parallel& parallel) {
   };
   parallel_for(parallel, kParts, [&](int64_t part) {
     const FlushDenormals flush;
-    isa().fold(lattice.extra_vertex.data(), part_start(part), part_start(part + 1), lattice.vertices, lanes, rows);
+    row_kernels().fold(lattice.extra_vertex.data(), part_start(part), part_start(part + 1), lattice.vertices, lanes,
+                       rows);
   });
 }
 
 void blur_chains(const Lattice& lattice, int lanes, float* rows, bool reverse, Parallel& parallel) {
   for (int lane = 0; lane < lanes; lane += kLanesAtOnce) {
-    for (int step = 0; step < lattice.taps; ++step) {
-      const Chains& chains = lattice.chains[reverse ? lattice.taps - 1 - step : step];
+    for (int step = 0; step < lattice.corners; ++step) {
+      const Chains& chains = lattice.chains[reverse ? lattice.corners - 1 - step : step];
       parallel_for(parallel, static_cast<int64_t>(chains.cuts.size()) - 1, [&](int64_t piece) {
         const FlushDenormals flush;
         const int64_t from = chains.cuts[piece], to = chains.cuts[piece + 1];
-        isa().blur(chains.order.data() + from, to - from, std::min(lanes - lane, kLanesAtOnce), lanes, rows + lane);
+        row_kernels().blur(chains.order.data() + from, to - from, std::min(lanes - lane, kLanesAtOnce), lanes,
+                           rows + lane);
       });
     }
   }
@@ -71,7 +73,7 @@ class BandSweep {
 
   int64_t start(int64_t line) const { return lattice_.bands.line_start[line]; }
   int axis(int stage) const { return reverse_ ? 2 - stage : stage; }
-  // Lines that one step along the axis leads on: see field_step (packing.h) for field 0.
+  // Lines that one step along the axis leads on: see field_step (vertex_key.h) for field 0.
   int64_t next_line(int stage) const { return axis(stage) == 2 ? 2 : -1; }
   int64_t reach(int stage) const { return axis(stage) == 2 ? 2 : 1; }
 
@@ -96,7 +98,7 @@ class BandSweep {
     row.out_base = stage == 2 ? out_ + lane_ : ring_base(stage, line);
     row.out_stride = stage == 2 ? lanes_ : width_;
     row.lanes = width_;
-    isa().blur_row(row);
+    row_kernels().blur_row(row);
   }
 
   const Lattice& lattice_;

@@ -8,10 +8,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "lattice/lattice.h"
 #include "lattice/geometry.h"
-#include "lattice/vertex_key.h"
+#include "lattice/geometry_kernels.h"
+#include "lattice/lattice.h"
 #include "lattice/radix_sort.h"
+#include "lattice/vertex_key.h"
 #include "lattice/vertex_set.h"
 
 namespace deeplab_fast {
@@ -29,7 +30,7 @@ Bounds feature_bounds(const float* features, int D, int64_t points, Parallel& pa
   Bounds bounds{std::vector<float>(D), std::vector<float>(D)};
   std::vector<char> finite(D);
   parallel_for(parallel, D, [&](int64_t d) {
-    const FeatureRange range = isa().feature_range(features + d * points, points);
+    const FeatureRange range = geometry_kernels().feature_range(features + d * points, points);
     // The phantom points of `Lattice` lie at 0.
     bounds.low[d] = std::min(range.low, 0.0f), bounds.high[d] = std::max(range.high, 0.0f);
     finite[d] = range.finite;
@@ -62,8 +63,8 @@ class ChunkBuilder {
   void add_points(const float* features, const PointTile* tile, const PointTile* end) {
     for (; tile < end; ++tile) {
       locate(features, lattice_.points, tile->first, tile->count);
-      int32_t* ids = &lattice_.vertex[tile->first * lattice_.taps];
-      float* weights = &lattice_.weight[tile->first * lattice_.taps];
+      int32_t* ids = &lattice_.vertex[tile->first * lattice_.corners];
+      float* weights = &lattice_.weight[tile->first * lattice_.corners];
       switch (D_) {
         case 2:
           return_ids<2>(tile->count, ids, weights);
@@ -106,7 +107,7 @@ class ChunkBuilder {
     const int64_t size = int64_t{D_ + 1} * kPointBlock;
     auto* ints = reinterpret_cast<int32_t*>(block_.data());
     simplices_ = {ints, ints + size, block_.data() + 2 * size};
-    isa().locate(D_, features, stride, first, count, scale_, simplices_);
+    geometry_kernels().locate(D_, features, stride, first, count, scale_, simplices_);
   }
 
   // Writes the vertices' chunk-local numbers, complemented where they are new.
@@ -247,7 +248,7 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
     lattice.empty_rows.push_back(row_of_slot[slot]);
   parallel_for(parallel, chunks, [&](int64_t c) {
     for (const PointTile* tile = lattice.order->begin(c); tile < lattice.order->end(c); ++tile) {
-      for (int64_t i = tile->first * lattice.taps; i < (tile->first + tile->count) * lattice.taps; ++i) {
+      for (int64_t i = tile->first * lattice.corners; i < (tile->first + tile->count) * lattice.corners; ++i) {
         const int32_t id = lattice.vertex[i], is_new = id >> 31;
         const int64_t slot = first_slot[c] + (id ^ is_new);
         lattice.vertex[i] = vertex_of_slot[slot];
@@ -281,11 +282,11 @@ void build(Lattice& lattice, const float* features, const FieldLayout& layout, b
 Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
     : order(std::move(visit)),
       dimensions(D),
-      taps(D + 1),
+      corners(D + 1),
       points(order->points),
-      vertex(points * taps),
-      weight(points * taps),
-      row(points * taps) {
+      vertex(points * corners),
+      weight(points * corners),
+      row(points * corners) {
   const Bounds bounds = feature_bounds(features, D, points, parallel);
   const FieldLayout layout(D, bounds.low, bounds.high);
 
@@ -302,12 +303,12 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
   link_neighbours(*this, layout, parallel);
 }
 
-Taps Lattice::make_taps() const {
-  Taps t{};
-  t.count = taps, t.vertex = vertex.data(), t.row = row.data(), t.weight = weight.data();
-  t.scattered = vertices * 4 > points;
-  t.scale = slice_scale(dimensions);
-  return t;
+LatticeView Lattice::view() const {
+  LatticeView view{};
+  view.corners = corners, view.vertex = vertex.data(), view.row = row.data(), view.weight = weight.data();
+  view.scattered = vertices * 4 > points;
+  view.scale = slice_scale(dimensions);
+  return view;
 }
 
 }  // namespace deeplab_fast

@@ -4,7 +4,7 @@
 //   2. every entry (a point's vertex) looks for its key in a hash table, whose slots hold the smallest entry of a key;
 //   3. these entries are counted through, which numbers the vertices in the order of their first points;
 //   4. every entry gets its vertex's number, and every vertex its neighbours'.
-// No result depends on the order in which threads come by. Compiled with -fmad=false: see lattice_geometry.h.
+// No result depends on the order in which threads come by. Compiled with -fmad=false: see geometry.h.
 #pragma once
 
 #include "cuda/common.cuh"
@@ -18,10 +18,10 @@ constexpr int32_t kEmpty = 0x7f7f7f7f;            // more than any entry; what m
 constexpr int32_t kNotFinite = 1, kOverflow = 2;  // bits of the status
 
 // What building works on. When points are no multiple of 4, pydensecrf embeds another point at feature 0 (see
-// lattice_build.cpp): the entries of such phantoms, one point an image, follow those of all points.
+// build.cpp): the entries of such phantoms, one point an image, follow those of all points.
 struct LatticeBuild {
   const float* features;  // [images][dimensions][points]
-  int32_t dimensions, taps, key_stride;
+  int32_t dimensions, corners, key_stride;
   int64_t images, points, phantoms;  // phantoms: of an image, 0 or 1
   int64_t table;                     // slots of one image, a power of two
   float scale[kMaxDimensions];       // embedding_scale
@@ -34,14 +34,14 @@ struct LatticeBuild {
   int32_t* number;         // [all entries + 1] first 1 for a vertex's smallest entry, else 0; then how many come before
   int32_t* owner;          // [vertices] their smallest entries
   int32_t* vertex;         // [entries]
-  int32_t* neighbour;      // [taps][2][capacity]
-  int32_t* untouched;      // [images * taps]
+  int32_t* neighbour;      // [corners][2][capacity]
+  int32_t* untouched;      // [images * corners]
   int64_t capacity;
 
-  __host__ __device__ int64_t entries() const { return images * points * taps; }
-  __host__ __device__ int64_t all_entries() const { return entries() + images * phantoms * taps; }
+  __host__ __device__ int64_t entries() const { return images * points * corners; }
+  __host__ __device__ int64_t all_entries() const { return entries() + images * phantoms * corners; }
   __host__ __device__ int64_t image_of(int64_t entry) const {
-    return entry < entries() ? entry / (points * taps) : (entry - entries()) / taps;
+    return entry < entries() ? entry / (points * corners) : (entry - entries()) / corners;
   }
 };
 
@@ -167,10 +167,10 @@ __global__ void number_entries_kernel(LatticeBuild build) {
 
 // A thread a vertex and axis.
 __global__ void find_neighbours_kernel(LatticeBuild build, const int32_t* vertex_count) {
-  const int64_t items = int64_t{*vertex_count} * build.taps;
+  const int64_t items = int64_t{*vertex_count} * build.corners;
   for (int64_t item = first_item(); item < items; item += item_step()) {
-    const int64_t vertex = item / build.taps;
-    const int axis = static_cast<int>(item - vertex * build.taps);
+    const int64_t vertex = item / build.corners;
+    const int axis = static_cast<int>(item - vertex * build.corners);
     const int64_t owner = build.owner[vertex];
     const int32_t* slots = build.slots + build.image_of(owner) * build.table;
     const uint32_t last = static_cast<uint32_t>(build.table - 1);

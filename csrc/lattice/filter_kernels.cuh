@@ -15,14 +15,14 @@ namespace {
 constexpr int kPiece = 64;
 
 __host__ __device__ inline int64_t pieces_of(const DeviceLattice& lattice) {
-  return lattice.images * ((lattice.points * lattice.taps + kPiece - 1) / kPiece);
+  return lattice.images * ((lattice.points * lattice.corners + kPiece - 1) / kPiece);
 }
 
 struct Piece {
   int64_t begin, end;
 };
 __device__ inline Piece piece_at(const DeviceLattice& lattice, int64_t piece) {
-  const int64_t of_image = lattice.points * lattice.taps, pieces = (of_image + kPiece - 1) / kPiece;
+  const int64_t of_image = lattice.points * lattice.corners, pieces = (of_image + kPiece - 1) / kPiece;
   const int64_t image = piece / pieces, begin = image * of_image + (piece - image * pieces) * kPiece;
   const int64_t end = begin + kPiece, last = (image + 1) * of_image;
   return {begin, end < last ? end : last};
@@ -51,7 +51,7 @@ __global__ void splat_kernel(DeviceLattice lattice, int labels, const float* fac
           store(rows + vertex * int64_t{labels} + label, sum);
         vertex = next, is_carried = false, sum = 0.0f;
       }
-      const int64_t point = entry / lattice.taps;
+      const int64_t point = entry / lattice.corners;
       const float value = float_of(source[point * labels + label]);
       sum += lattice.weight[entry] * (factor == nullptr ? value : factor[point] * value);
     }
@@ -67,7 +67,7 @@ __global__ void splat_kernel(DeviceLattice lattice, int labels, const float* fac
 template <class Source, class Row>
 __global__ void add_carried_kernel(DeviceLattice lattice, int labels, const float* factor, const Source* source,
                                    Row* rows, const float* carried) {
-  const int64_t pieces = pieces_of(lattice), phantoms = lattice.images * lattice.taps;
+  const int64_t pieces = pieces_of(lattice), phantoms = lattice.images * lattice.corners;
   for (int64_t i = first_item(); i < (pieces + phantoms) * labels; i += item_step()) {
     const int64_t piece = i / labels;
     const int label = static_cast<int>(i - piece * labels);
@@ -87,7 +87,7 @@ __global__ void add_carried_kernel(DeviceLattice lattice, int labels, const floa
     for (int64_t at = begin; at < end; ++at) {
       if (lattice.sorted_vertex[at] != vertex) continue;
       const int32_t entry = lattice.sorted_entry[at];
-      const int64_t point = entry / lattice.taps;
+      const int64_t point = entry / lattice.corners;
       const float value = float_of(source[point * labels + label]);
       sum += lattice.weight[entry] * (factor == nullptr ? value : factor[point] * value);
     }
@@ -119,10 +119,11 @@ __global__ void blur_kernel(DeviceLattice lattice, int axis, int labels, const R
 
 // Sum over a point's vertices.
 template <class Row>
-__device__ inline float slice(const int32_t* vertex, const float* weight, int taps, int labels, int label,
+__device__ inline float slice(const int32_t* vertex, const float* weight, int corners, int labels, int label,
                               const Row* rows) {
   float sum = 0.0f;
-  for (int tap = 0; tap < taps; ++tap) sum += weight[tap] * float_of(rows[vertex[tap] * int64_t{labels} + label]);
+  for (int corner = 0; corner < corners; ++corner)
+    sum += weight[corner] * float_of(rows[vertex[corner] * int64_t{labels} + label]);
   return sum;
 }
 
@@ -133,11 +134,11 @@ __global__ void slice_kernel(DeviceLattice lattice, int labels, float scale, con
   const int group = group_of(labels);
   for (int64_t i = first_item(); i < lattice.images * lattice.points * group; i += item_step()) {
     const int64_t point = i / group;
-    const int32_t* vertex = lattice.vertex + point * lattice.taps;
-    const float* weight = lattice.weight + point * lattice.taps;
+    const int32_t* vertex = lattice.vertex + point * lattice.corners;
+    const float* weight = lattice.weight + point * lattice.corners;
     const float scaled = factor == nullptr ? scale : scale * factor[point];
     for (int label = static_cast<int>(i % group); label < labels; label += group) {
-      const float value = scaled * slice(vertex, weight, lattice.taps, labels, label, rows);
+      const float value = scaled * slice(vertex, weight, lattice.corners, labels, label, rows);
       out[point * labels + label] = add ? out[point * labels + label] + value : value;
     }
   }
@@ -171,6 +172,22 @@ __global__ void maps_of_rows_kernel(int64_t images, int labels, int64_t points, 
     const int64_t map = i / points, image = map / labels;
     const int64_t point = image * points + (i - map * points);
     store(maps + i, rows[point * labels + (map - image * labels)]);
+  }
+}
+
+// weight_grad[entry] += scale * (<sliced[point], blurred[vertex]> + <splatted[point], back[vertex]>)
+__global__ void weight_grad_kernel(DeviceLattice lattice, int labels, float scale, const float* sliced,
+                                   const float* splatted, const float* blurred, const float* back, float* weight_grad) {
+  const int group = group_of(labels);
+  const GroupItem item = group_item(lattice.entries, group);
+  for (int64_t at = item.item; at < item.rounded; at += item.step) {
+    const int64_t entry = at < lattice.entries ? at : lattice.entries - 1;
+    const int64_t point = entry / lattice.corners * labels, vertex = int64_t{lattice.vertex[entry]} * labels;
+    float sum = 0.0f;
+    for (int label = item.lane; label < labels; label += group)
+      sum += sliced[point + label] * blurred[vertex + label] + splatted[point + label] * back[vertex + label];
+    sum = group_sum(sum, group);
+    if (at < lattice.entries && item.lane == 0) weight_grad[entry] += scale * sum;
   }
 }
 

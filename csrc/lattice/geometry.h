@@ -3,7 +3,8 @@
 // for `F`, a CUDA kernel with `float`.
 //
 // A vertex exists or it does not, so one different rounding here changes a result by a finite amount. Operations and
-// their order are those of Krähenbühl's code, and every file that includes this one is compiled with -ffp-contract=off.
+// their order are those of Krähenbühl's code, and files that call locate_simplex, barycentric_weights or
+// weights_backward are compiled with -ffp-contract=off (nvcc: -fmad=false); tests/test_layers.py holds the build to it.
 #pragma once
 
 #if defined(__CUDACC__)

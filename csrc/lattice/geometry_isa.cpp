@@ -1,7 +1,8 @@
 // Simplex of each point, a vector of points at a time. Compiled per instruction set, always with -ffp-contract=off.
 #include "isa/isa.h"
-#include "lattice/geometry.h"
 #include "isa/simd.h"
+#include "lattice/geometry.h"
+#include "lattice/geometry_kernels.h"
 
 namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
@@ -78,6 +79,13 @@ FeatureRange feature_range(const float* values, int64_t count) {
   }
   return range;
 }
+
+extern const GeometryKernels geometry_kernels;
+const GeometryKernels geometry_kernels{
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(locate),
+    DEEPLAB_FAST_KERNEL(feature_range),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/buffer.h"
-#include "isa/isa.h"
 #include "base/parallel.h"
+#include "lattice/row_kernels.h"
 #include "lattice/visit_order.h"
 
 namespace deeplab_fast {
@@ -20,14 +20,14 @@ struct Chains {
   std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
 };
 
-// Two dimensions: vertices lie on lines of constant field 0 (packing.h), in the order of their numbers, and a step
+// Two dimensions: vertices lie on lines of constant field 0 (vertex_key.h), in the order of their numbers, and a step
 // along an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
 struct Bands {
   std::vector<int64_t> line_start;  // [lines + 1] first vertex
   Buffer<int32_t> neighbour;        // [3][2][vertices] previous and next along each axis, < 0: none
 };
 
-// How coordinates of a vertex are packed into words of 64 bits: see packing.h.
+// How coordinates of a vertex are packed into words of 64 bits: see vertex_key.h.
 struct PackedKeys {
   std::vector<int64_t> low;
   std::vector<int> word, shift, bits;
@@ -41,26 +41,27 @@ struct Lattice {
 
   std::shared_ptr<const VisitOrder> order;
   int dimensions;
-  int taps;  // vertices a point touches: dimensions + 1
+  int corners;  // vertices a point touches: dimensions + 1
   int64_t points;
   int64_t vertices = 0;
   int64_t extra = 0;
 
-  Buffer<int32_t> vertex;  // [points][taps]
-  Buffer<float> weight;    // [points][taps] barycentric coordinates
+  Buffer<int32_t> vertex;  // [points][corners]
+  Buffer<float> weight;    // [points][corners] barycentric coordinates
   // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
   // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
   // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
-  Buffer<int32_t> row;              // [points][taps]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> row;              // [points][corners]: the vertex, or the chunk's extra row for it
   Buffer<int32_t> extra_vertex;     // [extra] ascending
   std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
-  std::vector<Chains> chains;       // [taps]; empty for two dimensions, which have bands
+  std::vector<Chains> chains;       // [corners]; empty for two dimensions, which have bands
   Bands bands;                      // for two dimensions only
   PackedKeys packed;
 
   int64_t rows() const { return vertices + extra; }
-  Taps make_taps() const;
-  // [vertices][dimensions] coordinates (the last one, minus their sum, is left out) and [taps][2][vertices] neighbours.
+  LatticeView view() const;
+  // [vertices][dimensions] coordinates (the last one, minus their sum, is left out) and [corners][2][vertices]
+  // neighbours.
   void unpack_keys(int32_t* keys) const;
   void neighbours(int32_t* out) const;
 };
@@ -92,16 +93,17 @@ struct VertexRows {
 // The filter A, its adjoint A' (axes blurred in reverse order), or A + A', which splats and slices once.
 enum class Blur { kForward, kReverse, kBothWays };
 
-// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `taps`
-// has (lattice.make_taps(): none but slice_scale). `out` may be `values`.
-void filter(const Lattice& lattice, const Taps& taps, const float* values, int64_t channels, Blur blur, float* out,
-            Parallel& parallel);
+// out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `view`
+// has (lattice.view(): none but slice_scale). `out` may be `values`.
+void filter(const Lattice& lattice, const LatticeView& view, const float* values, int64_t channels, Blur blur,
+            float* out, Parallel& parallel);
 
-// Gradients to features, features[d * points + i] (those of the lattice), in lattice_backward.cpp.
-// From one to the weights, weight_grad[points][taps]:
+// Gradients to features, features[d * points + i] (those of the lattice), in backward.cpp.
+// feature_grad[d * points + i] = d loss / d features, from weight_grad[points][corners] = d loss / d weight (the
+// barycentric weights).
 void weights_to_features(const Lattice& lattice, const float* features, const float* weight_grad, float* feature_grad,
                          Parallel& parallel);
-// From grad[c][i], that to filter(values):
+// The same from grad[c][i] = d loss / d out, of out = filter(values).
 void filter_backward_features(const Lattice& lattice, const float* features, const float* grad, const float* values,
                               int64_t channels, bool reverse, float* feature_grad, Parallel& parallel);
 

@@ -1,13 +1,13 @@
 // Building and filtering with a lattice on a device: the order of launches, and the memory between them. `Device`
-// launches kernels, makes memory, scans and sorts: a GPU's stream (crf_cuda.cuh), or in tests the host.
+// launches kernels, makes memory, scans and sorts: a GPU's stream (doors/cuda_stream.cuh), or in tests the host.
 #pragma once
 
 #include <stdexcept>
 #include <string>
 
-#include "crf/mean_field_backward.cuh"
 #include "cuda/device_array.h"
 #include "lattice/build_kernels.cuh"
+#include "lattice/filter_kernels.cuh"
 
 namespace deeplab_fast {
 namespace {
@@ -60,10 +60,10 @@ class LatticeOnDevice {
   LatticeOnDevice(Device& device, const float* features, int dimensions, int64_t images, int64_t points)
       : device_(device) {
     build_ = LatticeBuild{};
-    build_.features = features, build_.dimensions = dimensions, build_.taps = dimensions + 1;
+    build_.features = features, build_.dimensions = dimensions, build_.corners = dimensions + 1;
     build_.key_stride = (dimensions + 7) / 8 * 8;
     build_.images = images, build_.points = points, build_.phantoms = points % 4 != 0;
-    const int64_t of_image = (points + build_.phantoms) * build_.taps;
+    const int64_t of_image = (points + build_.phantoms) * build_.corners;
     for (build_.table = 64; build_.table < 2 * of_image;) build_.table *= 2;
     for (int d = 0; d < dimensions; ++d) build_.scale[d] = embedding_scale(d, dimensions);
     const int64_t entries = build_.entries(), all = build_.all_entries();
@@ -76,10 +76,10 @@ class LatticeOnDevice {
     vertex_ = make<int32_t>(entries, build_.vertex);
     number_ = make<int32_t>(all + 2, build_.number);
     build_.status = build_.number + all + 1;  // behind the number of vertices
-    untouched_ = make<int32_t>(images * build_.taps, build_.untouched);
+    untouched_ = make<int32_t>(images * build_.corners, build_.untouched);
     device.fill_bytes(build_.slots, 0x7f, images * build_.table * sizeof(int32_t));
     device.fill_bytes(build_.status, 0, sizeof(int32_t));
-    device.fill_bytes(build_.untouched, 0xff, images * build_.taps * sizeof(int32_t));
+    device.fill_bytes(build_.untouched, 0xff, images * build_.corners * sizeof(int32_t));
 
     by_dimensions(dimensions, [&](auto constant) {
       device.launch(images * (points + 1), locate_points_kernel<constant.value>, build_);
@@ -89,10 +89,10 @@ class LatticeOnDevice {
     device.exclusive_sum(build_.number, all + 1);
     device.launch(all, number_entries_kernel, build_);
     build_.capacity = count_vertices(all);
-    neighbour_ = make<int32_t>(2 * build_.taps * build_.capacity, build_.neighbour);
-    device.launch(build_.capacity * build_.taps, find_neighbours_kernel, build_, build_.number + all);
+    neighbour_ = make<int32_t>(2 * build_.corners * build_.capacity, build_.neighbour);
+    device.launch(build_.capacity * build_.corners, find_neighbours_kernel, build_, build_.number + all);
     sort_entries(entries);
-    view_ = {dimensions,         build_.taps,         images,          points,        entries,
+    view_ = {dimensions,         build_.corners,      images,          points,        entries,
              build_.capacity,    build_.number + all, build_.vertex,   build_.weight, sorted_vertex_.data,
              sorted_entry_.data, build_.neighbour,    build_.untouched};
   }
@@ -161,10 +161,11 @@ class VertexRowsOnDevice {
     const int64_t blocks = (labels_ + group - 1) / group;
     device_.launch(pieces_of(lattice_) * blocks * group, splat_kernel<Source, Row>, lattice_, labels_, factor, source,
                    rows_[0].data, carried_.data);
-    device_.launch((pieces_of(lattice_) + lattice_.images * lattice_.taps) * labels_, add_carried_kernel<Source, Row>,
-                   lattice_, labels_, factor, source, rows_[0].data, static_cast<const float*>(carried_.data));
-    for (int i = 0; i < lattice_.taps; ++i) {
-      const int axis = reverse ? lattice_.taps - 1 - i : i;
+    device_.launch((pieces_of(lattice_) + lattice_.images * lattice_.corners) * labels_,
+                   add_carried_kernel<Source, Row>, lattice_, labels_, factor, source, rows_[0].data,
+                   static_cast<const float*>(carried_.data));
+    for (int i = 0; i < lattice_.corners; ++i) {
+      const int axis = reverse ? lattice_.corners - 1 - i : i;
       device_.launch(lattice_.capacity * group, blur_kernel<Row>, lattice_, axis, labels_,
                      static_cast<const Row*>(rows_[0].data), rows_[1].data);
       std::swap(rows_[0], rows_[1]);

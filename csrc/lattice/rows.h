@@ -2,8 +2,8 @@
 // Included only by *_isa.cpp files.
 #pragma once
 
-#include "isa/isa.h"
 #include "isa/simd.h"
+#include "lattice/row_kernels.h"
 
 namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
@@ -63,18 +63,18 @@ struct Block {
   }
 };
 
-// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over taps
-// unroll; else with a count of 0, which stands for taps.count.
+// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over
+// corners unroll; else with a count of 0, which stands for view.corners.
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;
 };
 template <class Body>
-DEEPLAB_FAST_INLINE void by_shape(const Taps& taps, Body&& body) {
-  if (taps.count == 6 && taps.scattered) return body(Constant<6>(), Constant<1>());
-  if (taps.count == 6) return body(Constant<6>(), Constant<0>());
-  if (taps.count == 3 && taps.scattered) return body(Constant<3>(), Constant<1>());
-  if (taps.count == 3) return body(Constant<3>(), Constant<0>());
+DEEPLAB_FAST_INLINE void by_shape(const LatticeView& view, Body&& body) {
+  if (view.corners == 6 && view.scattered) return body(Constant<6>(), Constant<1>());
+  if (view.corners == 6) return body(Constant<6>(), Constant<0>());
+  if (view.corners == 3 && view.scattered) return body(Constant<3>(), Constant<1>());
+  if (view.corners == 3) return body(Constant<3>(), Constant<0>());
   body(Constant<0>(), Constant<1>());
 }
 

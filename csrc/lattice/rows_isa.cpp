@@ -1,4 +1,5 @@
 // Splat, blur and slice of rows of labels. Compiled per instruction set.
+#include "isa/isa.h"
 #include "lattice/rows.h"
 
 namespace deeplab_fast {
@@ -6,22 +7,22 @@ namespace DEEPLAB_FAST_ISA_NAME {
 namespace {
 
 struct Splat {
-  const Taps& taps;
+  const LatticeView& view;
   PointTile tile;
   int64_t lanes;
   const float* source;
   float* rows;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    by_shape(taps, [&](auto constant_count, auto scattered) {
-      const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    by_shape(view, [&](auto constant_count, auto scattered) {
+      const int count = constant_count.value > 0 ? constant_count.value : view.corners;
       for (int p = 0; p < tile.count; ++p) {
         const int64_t point = tile.first + p;
-        const int32_t* target = taps.row + point * count;
-        const float* weight = taps.weight + point * count;
+        const int32_t* target = view.row + point * count;
+        const float* weight = view.weight + point * count;
         Block<W, N> value = Block<W, N>::from(source + p * lanes + lane);
-        if (taps.before != nullptr)
-          for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * taps.before[point];
+        if (view.before != nullptr)
+          for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * view.before[point];
         for (int j = 0; j < count; ++j)
           add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows + lane, lanes);
       }
@@ -30,20 +31,20 @@ struct Splat {
 };
 
 struct Slice {
-  const Taps& taps;
+  const LatticeView& view;
   PointTile tile;
   int64_t lanes;
   const float* rows;
   float* out;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    by_shape(taps, [&](auto constant_count, auto) {
-      const int count = constant_count.value > 0 ? constant_count.value : taps.count;
+    by_shape(view, [&](auto constant_count, auto) {
+      const int count = constant_count.value > 0 ? constant_count.value : view.corners;
       for (int p = 0; p < tile.count; ++p) {
         const int64_t point = tile.first + p;
         Block<W, N> value =
-            slice_rows<W, N>(count, taps.vertex + point * count, taps.weight + point * count, rows + lane, lanes);
-        const float factor = taps.scale * (taps.after != nullptr ? taps.after[point] : 1.0f);
+            slice_rows<W, N>(count, view.vertex + point * count, view.weight + point * count, rows + lane, lanes);
+        const float factor = view.scale * (view.after != nullptr ? view.after[point] : 1.0f);
         for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
         value.to(out + p * lanes + lane);
       }
@@ -116,13 +117,36 @@ struct Fold {
   }
 };
 
+struct AddWeightGradient {
+  const LatticeView& view;
+  PointTile tile;
+  int64_t lanes;
+  const WeightGradient& gradient;
+  template <int W, int N>
+  DEEPLAB_FAST_INLINE void run(int lane) const {
+    for (int p = 0; p < tile.count; ++p) {
+      const int64_t point = tile.first + p;
+      const Block<W, N> sliced = Block<W, N>::from(gradient.sliced + p * lanes + lane);
+      const Block<W, N> splatted = Block<W, N>::from(gradient.splatted + p * lanes + lane);
+      for (int j = 0; j < view.corners; ++j) {
+        const int64_t vertex = view.vertex[point * view.corners + j];
+        const Block<W, N> blurred = Block<W, N>::from(row_at(gradient.blurred + lane, vertex, lanes));
+        const Block<W, N> back = Block<W, N>::from(row_at(gradient.back + lane, vertex, lanes));
+        typename Vec<W>::type product = broadcast<W>(0.0f);
+        for (int n = 0; n < N; ++n) product = product + sliced.v[n] * blurred.v[n] + splatted.v[n] * back.v[n];
+        gradient.weight_grad[point * view.corners + j] += gradient.scale * reduce<W>(product, Add());
+      }
+    }
+  }
+};
+
 }  // namespace
 
-void splat(const Taps& taps, PointTile tile, int lanes, const float* source, float* rows) {
-  for_lane_blocks(lanes, Splat{taps, tile, lanes, source, rows});
+void splat(const LatticeView& view, PointTile tile, int lanes, const float* source, float* rows) {
+  for_lane_blocks(lanes, Splat{view, tile, lanes, source, rows});
 }
-void slice(const Taps& taps, PointTile tile, int lanes, const float* rows, float* out) {
-  for_lane_blocks(lanes, Slice{taps, tile, lanes, rows, out});
+void slice(const LatticeView& view, PointTile tile, int lanes, const float* rows, float* out) {
+  for_lane_blocks(lanes, Slice{view, tile, lanes, rows, out});
 }
 void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
   if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
@@ -133,6 +157,20 @@ void blur_row(const BlurRow& row) {
 void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
   if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
 }
+void add_weight_gradient(const LatticeView& view, PointTile tile, int lanes, const WeightGradient& gradient) {
+  for_lane_blocks(lanes, AddWeightGradient{view, tile, lanes, gradient});
+}
+
+extern const RowKernels row_kernels;
+const RowKernels row_kernels{
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(splat),
+    DEEPLAB_FAST_KERNEL(slice),
+    DEEPLAB_FAST_KERNEL(blur),
+    DEEPLAB_FAST_KERNEL(blur_row),
+    DEEPLAB_FAST_KERNEL(fold),
+    DEEPLAB_FAST_KERNEL(add_weight_gradient),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -1,40 +1,17 @@
 #include "upsample/upsample.h"
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "base/buffer.h"
-#include "isa/isa.h"
 #include "base/share_out.h"
-#include "upsample/upsample_kernels.h"
 #include "upsample/bilinear.h"
+#include "upsample/upsample_kernels.h"
 
 namespace deeplab_fast {
 
-namespace baseline {
-extern const UpsampleKernels upsample_kernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const UpsampleKernels upsample_kernels;
-}
-namespace avx512 {
-extern const UpsampleKernels upsample_kernels;
-}
-#endif
-
 namespace {
-
-// Of the instruction set that the rest of the core runs with.
-const UpsampleKernels& kernels() {
-#if defined(__x86_64__)
-  for (const UpsampleKernels* candidate : {&avx2::upsample_kernels, &avx512::upsample_kernels})
-    if (std::strcmp(candidate->name, isa().name) == 0) return *candidate;
-#endif
-  return baseline::upsample_kernels;
-}
 
 template <class To, class Pointer>
 ScoreRowOf<To> row_of(const ScoresOf<Pointer>& scores, int64_t n, int64_t y) {
@@ -122,7 +99,7 @@ class RowLoader {
   float* row(int which) { return memory_.data() + which * logits_.classes * stride_; }
   void read(int64_t n, int64_t y, int which) {
     const int classes = static_cast<int>(logits_.classes);
-    kernels().read_tile(row_of<const void*>(logits_, n, y), 0, logits_.width, classes, row(which), stride_);
+    upsample_kernels().read_tile(row_of<const void*>(logits_, n, y), 0, logits_.width, classes, row(which), stride_);
     for (int64_t k = 0; k < classes; ++k) {
       float* scores = row(which) + k * stride_;
       std::fill(scores + logits_.width, scores + stride_, scores[logits_.width - 1]);
@@ -154,8 +131,8 @@ void upsample_argmax(const Scores& logits, int64_t height, int64_t width, int64_
     const RowTables rows(axis, task % logits.height);
     if (rows.taps().count == 0) return;
     const RowPair pair = memory.loader.load(n, tap_of(axis, rows.first()));
-    kernels().argmax_rows({pair, columns.taps(), rows.taps(), out + (n * height + rows.first()) * width,
-                           memory.candidates.data(), memory.corners.data()});
+    upsample_kernels().argmax_rows({pair, columns.taps(), rows.taps(), out + (n * height + rows.first()) * width,
+                                    memory.candidates.data(), memory.corners.data()});
   });
 }
 
@@ -179,8 +156,8 @@ void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& 
     for (int64_t y = begin; y < std::min(begin + kRows, out.height); ++y) {
       const BilinearTap rows = tap_of(axis, y);
       const RowPair pair = memory.loader.load(n, rows);
-      kernels().softmax_row({pair, columns.taps(), rows.weight0, rows.weight1, row_of<void*>(out, n, y),
-                             memory.scores.data(), memory.tile.data(), tile_width});
+      upsample_kernels().softmax_row({pair, columns.taps(), rows.weight0, rows.weight1, row_of<void*>(out, n, y),
+                                      memory.scores.data(), memory.tile.data(), tile_width});
     }
   });
 }
@@ -204,8 +181,8 @@ void upsample_softmax_backward(const Scores& grad, const Scores& out, const Muta
     std::fill(part(row, 0), part(row, 0) + 2 * row_size, 0.0f);
     if (rows.taps().count == 0) return;
     const ScoreRow grads = row_of<const void*>(grad, n, rows.first()), outs = row_of<const void*>(out, n, rows.first());
-    kernels().softmax_gradient_rows({grads, outs, grad.stride_h, out.stride_h, classes, stride, columns.taps(),
-                                     rows.taps(), part(row, 0), part(row, 1), tiles.data(), tile_width});
+    upsample_kernels().softmax_gradient_rows({grads, outs, grad.stride_h, out.stride_h, classes, stride, columns.taps(),
+                                              rows.taps(), part(row, 0), part(row, 1), tiles.data(), tile_width});
   });
   share_out(parallel, batch * height, [&](int64_t row) {
     const int64_t n = row / height, y = row % height;
@@ -215,7 +192,7 @@ void upsample_softmax_backward(const Scores& grad, const Scores& out, const Muta
     };
     if (axis.span == 1 && y > 0) add(part(row - 1, 1));
     if (axis.span == 0 || y == height - 1) add(part(row, 1));  // the lower row of these cells is their upper one
-    kernels().write_tile(sum, stride, classes, row_of<void*>(to_logits, n, y), 0, width);
+    upsample_kernels().write_tile(sum, stride, classes, row_of<void*>(to_logits, n, y), 0, width);
   });
 }
 

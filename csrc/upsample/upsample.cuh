@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "cuda/common.cuh"
-#include "upsample/upsample.h"
 #include "upsample/bilinear.h"
+#include "upsample/upsample.h"
 
 namespace deeplab_fast {
 namespace {

@@ -1,4 +1,5 @@
 // The wide inner loops of upsampling. Compiled per instruction set.
+#include "isa/isa.h"
 #include "upsample/bilinear.h"
 #include "upsample/tiles.h"
 
@@ -291,11 +292,15 @@ void softmax_gradient_rows(const SoftmaxGradientRows& work) {
 
 }  // namespace
 
-#define DEEPLAB_FAST_STRING_OF(name) #name
-#define DEEPLAB_FAST_STRING(name) DEEPLAB_FAST_STRING_OF(name)
 extern const UpsampleKernels upsample_kernels;
 const UpsampleKernels upsample_kernels{
-    DEEPLAB_FAST_STRING(DEEPLAB_FAST_ISA_NAME), argmax_rows, softmax_row, softmax_gradient_rows, read_tile, write_tile};
+    DEEPLAB_FAST_SET,
+    DEEPLAB_FAST_KERNEL(argmax_rows),
+    DEEPLAB_FAST_KERNEL(softmax_row),
+    DEEPLAB_FAST_KERNEL(softmax_gradient_rows),
+    DEEPLAB_FAST_KERNEL(read_tile),
+    DEEPLAB_FAST_KERNEL(write_tile),
+};
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -86,7 +86,7 @@ struct SoftmaxGradientRows {
 };
 
 struct UpsampleKernels {
-  const char* name;
+  const char* set;
   void (*argmax_rows)(const ArgmaxRows& work);
   void (*softmax_row)(const SoftmaxRow& work);
   void (*softmax_gradient_rows)(const SoftmaxGradientRows& work);
@@ -95,5 +95,6 @@ struct UpsampleKernels {
   void (*write_tile)(const float* tile, int64_t tile_width, int classes, const MutableScoreRow& row, int64_t begin,
                      int64_t count);
 };
+const UpsampleKernels& upsample_kernels();
 
 }  // namespace deeplab_fast

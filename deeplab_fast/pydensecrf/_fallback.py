@@ -206,9 +206,6 @@ class DenseCRF:
         self._unary = energy
         return True
 
-    def clear_unary(self) -> None:
-        self._unary = None
-
     def set_collapse(self, eps: float) -> None:
         """No effect: nothing is merged here, which stays within any bound."""
 

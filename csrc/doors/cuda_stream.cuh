@@ -1,4 +1,4 @@
-// A stream of a GPU, as lattice_on_device.cuh wants it: launches, torch's memory, CUB's scan and sort.
+// A stream of a GPU, as lattice/on_device.cuh wants it: launches, torch's memory, CUB's scan and sort.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -1,0 +1,67 @@
+// The inner loops over rows of vertices, compiled once per instruction set (rows_isa.cpp). A row is `lanes` floats, one
+// vertex's labels or channels. Each kernel works on one range of one task; the callers cut the ranges and own the
+// memory.
+#pragma once
+
+#include <cstdint>
+
+#include "lattice/visit_order.h"
+
+namespace deeplab_fast {
+
+// Floats in a row of `channels` values: whole vectors on every instruction set.
+inline int row_lanes(int channels) {
+  if (channels <= 1) return 1;
+  if (channels <= 4) return 4;
+  return (channels + 7) / 8 * 8;
+}
+
+// A lattice as splat and slice see it. A corner of a point is one of the D+1 vertices that it touches.
+struct LatticeView {
+  int32_t corners;        // of a point, D+1
+  bool scattered;         // there are nearly as many vertices as points: neighbouring points share few
+  const int32_t* vertex;  // [points][corners] row to slice from
+  const int32_t* row;     // [points][corners] row to splat into; complemented (< 0) where it is the first to do so
+  const float* weight;    // [points][corners] barycentric
+  const float* before;    // [points] factor before the splat, or null
+  const float* after;     // [points] factor after the slice, or null
+  float scale;            // of the slice, and of a Potts compatibility
+};
+
+// Blur of consecutive vertices along one axis, out of place. Vertex v is at base + v * stride in each of the buffers.
+struct BlurRow {
+  int64_t begin, end;              // vertices
+  const int32_t *previous, *next;  // [vertices] neighbours, < 0: none
+  const float *centre_base, *previous_base, *next_base;
+  int64_t in_stride;
+  float* out_base;
+  int64_t out_stride;
+  int32_t lanes;
+};
+
+// What a tile of points adds to the gradient of a loss to the barycentric weights. Rows are [count][lanes].
+struct WeightGradient {
+  const float* sliced;    // rows: the gradient to what is sliced
+  const float* splatted;  // rows: what was splatted
+  const float* blurred;   // vertex rows: filtered, of what was splatted
+  const float* back;      // vertex rows: filtered in reverse, of the gradient
+  float scale;
+  float* weight_grad;  // [points][corners], added to
+};
+
+struct RowKernels {
+  const char* set;
+  // rows[row[p][j]] += weight[p][j] * before[p] * source[p], or = at the first splat into that row
+  void (*splat)(const LatticeView& view, PointTile tile, int lanes, const float* source, float* rows);
+  // out[p] = scale * after[p] * sum_j weight[p][j] * rows[vertex[p][j]]
+  void (*slice)(const LatticeView& view, PointTile tile, int lanes, const float* rows, float* out);
+  // Blurs chains in place (see Lattice::Chains); `lanes` of a row of `stride` floats.
+  void (*blur)(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows);
+  void (*blur_row)(const BlurRow& row);
+  // rows[target[i]] += rows[first + i], for i in [begin, end)
+  void (*fold)(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows);
+  void (*add_weight_gradient)(const LatticeView& view, PointTile tile, int lanes, const WeightGradient& gradient);
+};
+const RowKernels& row_kernels();
+
+}  // namespace deeplab_fast
