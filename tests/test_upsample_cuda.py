@@ -28,7 +28,7 @@ SAMPLES = [sample for sample in UPSAMPLE_SAMPLES if sample.dtype in TYPES and sa
 
 
 class Scores(ctypes.Structure):
-    """As in csrc/upsample/upsample.h."""
+    """As in csrc/base/maps.h."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),

@@ -11,10 +11,10 @@ namespace {
 constexpr unsigned kBlocks = 3, kBlockThreads = 64;
 
 template <class Body>
-void launch(ScoreType type, Body&& body) {
+void launch(Element type, Body&& body) {
   cuda_on_host::launch(kBlocks, kBlockThreads, [&] {
-    if (type == ScoreType::kFloat) return body(float{});
-    if (type == ScoreType::kHalf) return body(__half{});
+    if (type == Element::kFloat) return body(float{});
+    if (type == Element::kHalf) return body(__half{});
     return body(__nv_bfloat16{});
   });
 }
@@ -23,14 +23,14 @@ void launch(ScoreType type, Body&& body) {
 
 extern "C" {
 
-void argmax(const Scores* logits, int64_t height, int64_t width, int64_t* out) {
+void argmax(const Maps* logits, int64_t height, int64_t width, int64_t* out) {
   const Axis rows = axis_of(logits->height, height), columns = axis_of(logits->width, width);
-  launch(logits->type, [&](auto e) { upsample_argmax_kernel<decltype(e)>(*logits, rows, columns, out); });
+  launch(logits->element, [&](auto e) { upsample_argmax_kernel<decltype(e)>(*logits, rows, columns, out); });
 }
 
-void softmax(const Scores* logits, const MutableScores* out, bool channels_last) {
+void softmax(const Maps* logits, const MutableMaps* out, bool channels_last) {
   const Axis rows = axis_of(logits->height, out->height), columns = axis_of(logits->width, out->width);
-  launch(logits->type, [&](auto e) {
+  launch(logits->element, [&](auto e) {
     using Element = decltype(e);
     if (channels_last)
       upsample_softmax_channels_last_kernel<Element>(*logits, rows, columns, *out);
@@ -40,16 +40,16 @@ void softmax(const Scores* logits, const MutableScores* out, bool channels_last)
 }
 
 // lanes: 0 for channels_last
-void softmax_backward(const Scores* grad, const Scores* out, float* dots, const MutableScores* to_logits, int lanes) {
+void softmax_backward(const Maps* grad, const Maps* out, float* dots, const MutableMaps* to_logits, int lanes) {
   const Axis rows = axis_of(to_logits->height, out->height), columns = axis_of(to_logits->width, out->width);
-  launch(grad->type, [&](auto e) {
+  launch(grad->element, [&](auto e) {
     using Element = decltype(e);
     if (lanes == 0)
       upsample_softmax_dots_kernel<Element, kWarp>(*grad, *out, dots);
     else
       upsample_softmax_dots_kernel<Element, 1>(*grad, *out, dots);
   });
-  launch(grad->type, [&](auto e) {
+  launch(grad->element, [&](auto e) {
     using Element = decltype(e);
     if (lanes == 0)
       upsample_softmax_backward_channels_last_kernel<Element>(*grad, *out, dots, rows, columns, *to_logits);

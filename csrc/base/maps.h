@@ -1,33 +1,11 @@
-// Batches of feature maps as the convolution kernels see them: any strides, float32 or bfloat16.
+// Batches of maps as kernels see them: features or scores, any strides.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "base/element.h"
 
 namespace deeplab_fast {
-
-enum class Element : int32_t { kFloat, kBfloat16 };
-
-inline float to_float(float value) {
-  return value;
-}
-inline float to_float(uint16_t bfloat16) {
-  const uint32_t bits = static_cast<uint32_t>(bfloat16) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// Rounded to the nearest, ties to even; NaN stays NaN.
-inline void from_float(float value, float* to) {
-  *to = value;
-}
-inline void from_float(float value, uint16_t* to) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  *to = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // (N, C, H, W); strides in elements.
 template <class Pointer>
@@ -44,7 +22,7 @@ struct MapsOf {
 using Maps = MapsOf<const void*>;
 using MutableMaps = MapsOf<void*>;
 
-// Calls body(pointer of the element's type).
+// Calls body(pointer of the element's type), of float32 or bfloat16: the convolution kernels take no others.
 template <class Body>
 void by_element(const Maps& maps, Body&& body) {
   if (maps.element == Element::kFloat)

@@ -1,4 +1,4 @@
-// What the torch doors share: torch's threads, checks, and views of tensors. Included by the torch_*.cpp files only.
+// What the torch doors share: torch's threads, checks, and views of tensors. Included by the files of doors/ only.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -31,18 +31,24 @@ inline void check(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-inline Element element_of(const Tensor& tensor, const char* name) {
+inline Element element_of(const Tensor& tensor, const char* name,
+                          const char* wanted = "float32 or bfloat16 for the CPU kernel") {
   const ScalarType type = tensor.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::BFloat16,
-        std::string(name) + ": dtype should be float32 or bfloat16 for the CPU kernel");
+  check(type == ScalarType::Float || type == ScalarType::BFloat16, std::string(name) + ": dtype should be " + wanted);
   return type == ScalarType::Float ? Element::kFloat : Element::kBfloat16;
 }
 
+// Of four dimensions.
+template <class Pointer>
+MapsOf<Pointer> maps_from(const Tensor& tensor, Pointer data, Element element) {
+  return {data,           element,          tensor.size(0),   tensor.size(1),   tensor.size(2),
+          tensor.size(3), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+}
+// Maps that the convolution kernels take.
 template <class Pointer>
 MapsOf<Pointer> maps_from(const Tensor& tensor, Pointer data, const char* name) {
   check(tensor.dim() == 4, std::string(name) + ": should be (N, C, H, W)");
-  return {data,           element_of(tensor, name), tensor.size(0),   tensor.size(1),   tensor.size(2),
-          tensor.size(3), tensor.stride(0),         tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+  return maps_from(tensor, data, element_of(tensor, name));
 }
 inline Maps maps_of(const Tensor& tensor, const char* name) {
   return maps_from<const void*>(tensor, tensor.const_data_ptr(), name);

@@ -11,7 +11,7 @@ namespace {
 using namespace deeplab_fast;
 
 void upsample_argmax_cpu(const Tensor& logits, Tensor out) {
-  const Scores scores = scores_of(logits, "logits");
+  const Maps scores = scores_of(logits, "logits");
   check_argmax_out(scores, out);
   if (scores.batch == 0) return;
   TorchThreads threads;
@@ -19,8 +19,8 @@ void upsample_argmax_cpu(const Tensor& logits, Tensor out) {
 }
 
 void upsample_softmax_cpu(const Tensor& logits, Tensor out) {
-  const Scores scores = scores_of(logits, "logits");
-  const MutableScores probabilities = mutable_scores_of(out, "out");
+  const Maps scores = scores_of(logits, "logits");
+  const MutableMaps probabilities = mutable_scores_of(out, "out");
   check_same_maps(probabilities, "out", scores);
   if (scores.batch == 0) return;
   TorchThreads threads;
@@ -28,8 +28,8 @@ void upsample_softmax_cpu(const Tensor& logits, Tensor out) {
 }
 
 void upsample_softmax_backward_cpu(const Tensor& grad, const Tensor& out, Tensor to_logits) {
-  const Scores gradient = scores_of(grad, "grad"), probabilities = scores_of(out, "out");
-  const MutableScores result = mutable_scores_of(to_logits, "to_logits");
+  const Maps gradient = scores_of(grad, "grad"), probabilities = scores_of(out, "out");
+  const MutableMaps result = mutable_scores_of(to_logits, "to_logits");
   check_backward(gradient, probabilities, result);
   if (gradient.batch == 0) return;
   TorchThreads threads;

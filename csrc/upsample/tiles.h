@@ -75,17 +75,17 @@ DEEPLAB_FAST_INLINE void store8(Half* to, Vec8 value) {
 }
 
 // `count` elements, `stride` apart; the rest of the vector is 0.
-template <class Element>
-DEEPLAB_FAST_INLINE Vec8 load_some(const Element* from, int64_t stride, int count) {
+template <class Value>
+DEEPLAB_FAST_INLINE Vec8 load_some(const Value* from, int64_t stride, int count) {
   if (stride == 1 && count == 8) return load8(from);
-  Element elements[8] = {};
+  Value elements[8] = {};
   for (int i = 0; i < count; ++i) elements[i] = from[i * stride];
   return load8(elements);
 }
-template <class Element>
-DEEPLAB_FAST_INLINE void store_some(Element* to, int64_t stride, int count, Vec8 value) {
+template <class Value>
+DEEPLAB_FAST_INLINE void store_some(Value* to, int64_t stride, int count, Vec8 value) {
   if (stride == 1 && count == 8) return store8(to, value);
-  Element elements[8];
+  Value elements[8];
   store8(elements, value);
   for (int i = 0; i < count; ++i) to[i * stride] = elements[i];
 }
@@ -113,12 +113,12 @@ DEEPLAB_FAST_INLINE int up_to_8(int64_t rest) {
   return rest < 8 ? static_cast<int>(rest) : 8;
 }
 
-template <class Element>
-void read_elements(const Element* row, int64_t stride_k, int64_t stride_w, int64_t count, int classes, float* tile,
+template <class Value>
+void read_elements(const Value* row, int64_t stride_k, int64_t stride_w, int64_t count, int classes, float* tile,
                    int64_t tile_width) {
   for (int64_t x = 0; x < (count + kOverrun - 1) / kOverrun * kOverrun; x += 8) {
     const int columns = x < count ? up_to_8(count - x) : 0;
-    const Element* from = row + x * stride_w;
+    const Value* from = row + x * stride_w;
     for (int k = 0; stride_k != 1 && k < classes; ++k)
       store8(tile + k * tile_width + x, load_some(from + k * stride_k, stride_w, columns));
     for (int k = 0; stride_k == 1 && k < classes; k += 8) {
@@ -131,9 +131,9 @@ void read_elements(const Element* row, int64_t stride_k, int64_t stride_w, int64
   }
 }
 
-template <class Element>
-void write_elements(const float* tile, int64_t tile_width, int classes, Element* row, int64_t stride_k,
-                    int64_t stride_w, int64_t count) {
+template <class Value>
+void write_elements(const float* tile, int64_t tile_width, int classes, Value* row, int64_t stride_k, int64_t stride_w,
+                    int64_t count) {
   if (stride_k != 1) {
     for (int k = 0; k < classes; ++k)
       for (int64_t x = 0; x < count; x += 8)
@@ -154,15 +154,15 @@ void write_elements(const float* tile, int64_t tile_width, int classes, Element*
 
 // Calls body with the row's data as a pointer of its elements' type.
 template <class Body>
-DEEPLAB_FAST_INLINE void by_type(const ScoreRow& row, Body&& body) {
-  if (row.type == ScoreType::kFloat) return body(static_cast<const float*>(row.data));
-  if (row.type == ScoreType::kHalf) return body(static_cast<const Half*>(row.data));
+DEEPLAB_FAST_INLINE void by_element(const ScoreRow& row, Body&& body) {
+  if (row.element == Element::kFloat) return body(static_cast<const float*>(row.data));
+  if (row.element == Element::kHalf) return body(static_cast<const Half*>(row.data));
   return body(static_cast<const Bfloat16*>(row.data));
 }
 template <class Body>
-DEEPLAB_FAST_INLINE void by_type(const MutableScoreRow& row, Body&& body) {
-  if (row.type == ScoreType::kFloat) return body(static_cast<float*>(row.data));
-  if (row.type == ScoreType::kHalf) return body(static_cast<Half*>(row.data));
+DEEPLAB_FAST_INLINE void by_element(const MutableScoreRow& row, Body&& body) {
+  if (row.element == Element::kFloat) return body(static_cast<float*>(row.data));
+  if (row.element == Element::kHalf) return body(static_cast<Half*>(row.data));
   return body(static_cast<Bfloat16*>(row.data));
 }
 

@@ -14,12 +14,12 @@ namespace deeplab_fast {
 namespace {
 
 template <class To, class Pointer>
-ScoreRowOf<To> row_of(const ScoresOf<Pointer>& scores, int64_t n, int64_t y) {
-  const int64_t at = (n * scores.stride_n + y * scores.stride_h) * bytes_of(scores.type);
+ScoreRowOf<To> row_of(const MapsOf<Pointer>& scores, int64_t n, int64_t y) {
+  const int64_t at = (n * scores.stride_n + y * scores.stride_h) * bytes_of(scores.element);
   if constexpr (std::is_same_v<To, void*>)
-    return {static_cast<char*>(scores.data) + at, scores.type, scores.stride_k, scores.stride_w};
+    return {static_cast<char*>(scores.data) + at, scores.element, scores.stride_c, scores.stride_w};
   else
-    return {static_cast<const char*>(scores.data) + at, scores.type, scores.stride_k, scores.stride_w};
+    return {static_cast<const char*>(scores.data) + at, scores.element, scores.stride_c, scores.stride_w};
 }
 
 // Columns of a tile such that the whole of it stays in the first-level cache, or nearly.
@@ -81,24 +81,24 @@ class RowTables {
 // Two rows of logits as the kernels take them.
 class RowLoader {
  public:
-  explicit RowLoader(const Scores& logits)
+  explicit RowLoader(const Maps& logits)
       : logits_(logits),
         stride_((logits.width + kOverrun - 1) / kOverrun * kOverrun + kOverrun),
-        memory_(2 * logits.classes * stride_) {}
+        memory_(2 * logits.channels * stride_) {}
 
   // Rows index0 and index1 of image n, each read once if asked for again.
   RowPair load(int64_t n, const BilinearTap& rows) {
     if (rows.index0 != loaded_[0] || n != image_) read(n, rows.index0, 0);
     if (rows.index1 != loaded_[1] || n != image_) read(n, rows.index1, 1);
     image_ = n;
-    return {row(0), row(1), stride_, logits_.width, static_cast<int32_t>(logits_.classes)};
+    return {row(0), row(1), stride_, logits_.width, static_cast<int32_t>(logits_.channels)};
   }
   int64_t stride() const { return stride_; }
 
  private:
-  float* row(int which) { return memory_.data() + which * logits_.classes * stride_; }
+  float* row(int which) { return memory_.data() + which * logits_.channels * stride_; }
   void read(int64_t n, int64_t y, int which) {
-    const int classes = static_cast<int>(logits_.classes);
+    const int classes = static_cast<int>(logits_.channels);
     upsample_kernels().read_tile(row_of<const void*>(logits_, n, y), 0, logits_.width, classes, row(which), stride_);
     for (int64_t k = 0; k < classes; ++k) {
       float* scores = row(which) + k * stride_;
@@ -107,7 +107,7 @@ class RowLoader {
     loaded_[which] = y;
   }
 
-  const Scores& logits_;
+  const Maps& logits_;
   int64_t stride_;
   Buffer<float> memory_;
   int64_t image_ = -1, loaded_[2] = {-1, -1};
@@ -115,7 +115,7 @@ class RowLoader {
 
 }  // namespace
 
-void upsample_argmax(const Scores& logits, int64_t height, int64_t width, int64_t* out, Parallel& parallel) {
+void upsample_argmax(const Maps& logits, int64_t height, int64_t width, int64_t* out, Parallel& parallel) {
   struct Memory {
     RowLoader loader;
     Buffer<int32_t> candidates;
@@ -124,7 +124,7 @@ void upsample_argmax(const Scores& logits, int64_t height, int64_t width, int64_
   const Axis axis = axis_of(logits.height, height);
   const ColumnTables columns(logits.width, width);
   const auto make = [&] {
-    return Memory{RowLoader(logits), Buffer<int32_t>(8 * logits.classes), Buffer<float>(6 * logits.classes)};
+    return Memory{RowLoader(logits), Buffer<int32_t>(8 * logits.channels), Buffer<float>(6 * logits.channels)};
   };
   share_out_with(parallel, logits.batch * logits.height, make, [&](int64_t task, Memory& memory) {
     const int64_t n = task / logits.height;
@@ -136,7 +136,7 @@ void upsample_argmax(const Scores& logits, int64_t height, int64_t width, int64_
   });
 }
 
-void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& parallel) {
+void upsample_softmax(const Maps& logits, const MutableMaps& out, Parallel& parallel) {
   struct Memory {
     RowLoader loader;
     Buffer<float> scores, tile;
@@ -145,11 +145,11 @@ void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& 
   const Axis axis = axis_of(logits.height, out.height);
   const ColumnTables columns(logits.width, out.width);
   const int64_t bands = (out.height + kRows - 1) / kRows;
-  const int64_t tile_width = tile_width_for(logits.classes, 1);
+  const int64_t tile_width = tile_width_for(logits.channels, 1);
   const auto make = [&] {
     RowLoader loader(logits);
-    const int64_t size = logits.classes * loader.stride();
-    return Memory{std::move(loader), Buffer<float>(size), Buffer<float>(logits.classes * tile_width)};
+    const int64_t size = logits.channels * loader.stride();
+    return Memory{std::move(loader), Buffer<float>(size), Buffer<float>(logits.channels * tile_width)};
   };
   share_out_with(parallel, logits.batch * bands, make, [&](int64_t task, Memory& memory) {
     const int64_t n = task / bands, begin = task % bands * kRows;
@@ -164,10 +164,9 @@ void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& 
 
 // Each row of cells has a part of the gradient to its upper and to its lower row of logits; a second pass adds the two
 // that belong to the same row, so that the order of additions is always the same.
-void upsample_softmax_backward(const Scores& grad, const Scores& out, const MutableScores& to_logits,
-                               Parallel& parallel) {
+void upsample_softmax_backward(const Maps& grad, const Maps& out, const MutableMaps& to_logits, Parallel& parallel) {
   const int64_t batch = to_logits.batch, height = to_logits.height, width = to_logits.width;
-  const int classes = static_cast<int>(to_logits.classes);
+  const int classes = static_cast<int>(to_logits.channels);
   const Axis axis = axis_of(height, out.height);
   const ColumnTables columns(width, out.width);
   const int64_t stride = (width + kOverrun - 1) / kOverrun * kOverrun, row_size = classes * stride;

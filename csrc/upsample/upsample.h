@@ -5,35 +5,22 @@
 
 #include <cstdint>
 
+#include "base/maps.h"
 #include "base/parallel.h"
 
 namespace deeplab_fast {
 
-enum class ScoreType : int32_t { kFloat, kHalf, kBfloat16 };
+// Maps of scores are (N, K, H, W), K the classes. All need classes, heights and widths of at least 1 that fit in 31
+// bits. Results are bitwise the same for any number of threads.
 
-// (N, K, H, W) of any strides, counted in elements.
-template <class Pointer>
-struct ScoresOf {
-  Pointer data;
-  ScoreType type;
-  int64_t batch, classes, height, width;
-  int64_t stride_n, stride_k, stride_h, stride_w;
-};
-using Scores = ScoresOf<const void*>;
-using MutableScores = ScoresOf<void*>;
-
-// All need classes, heights and widths of at least 1 that fit in 31 bits. Results are bitwise the same for any number
-// of threads.
-
-// out[n][y][x]: the class of the largest score; NaN counts as the largest, among equals the first class wins. Scores
+// out[n][y][x]: the class of the largest score; NaN counts as the largest, among equals the first class wins. Maps
 // that differ by no more than rounding may be taken as equal or not.
-void upsample_argmax(const Scores& logits, int64_t height, int64_t width, int64_t* out, Parallel& parallel);
+void upsample_argmax(const Maps& logits, int64_t height, int64_t width, int64_t* out, Parallel& parallel);
 
 // out = softmax over classes of the upsampled logits, in float32 whatever the types.
-void upsample_softmax(const Scores& logits, const MutableScores& out, Parallel& parallel);
+void upsample_softmax(const Maps& logits, const MutableMaps& out, Parallel& parallel);
 
 // Gradient to the logits, from that to the softmax and the softmax itself.
-void upsample_softmax_backward(const Scores& grad, const Scores& out, const MutableScores& to_logits,
-                               Parallel& parallel);
+void upsample_softmax_backward(const Maps& grad, const Maps& out, const MutableMaps& to_logits, Parallel& parallel);
 
 }  // namespace deeplab_fast

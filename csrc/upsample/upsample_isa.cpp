@@ -210,7 +210,7 @@ void softmax_columns(const SoftmaxRow& work, const Mixer<W>& mixer, float* tile)
 
 void write_tile(const float* tile, int64_t tile_width, int classes, const MutableScoreRow& row, int64_t begin,
                 int64_t count) {
-  by_type(row, [&](auto* data) {
+  by_element(row, [&](auto* data) {
     write_elements(tile, tile_width, classes, data + begin * row.stride_w, row.stride_k, row.stride_w, count);
   });
 }
@@ -235,7 +235,7 @@ void softmax_row(const SoftmaxRow& work) {
 // --- Gradient of softmax ---------------------------------------------------------------------------------------------
 
 void read_tile(const ScoreRow& row, int64_t begin, int64_t count, int classes, float* tile, int64_t tile_width) {
-  by_type(row, [&](const auto* data) {
+  by_element(row, [&](const auto* data) {
     read_elements(data + begin * row.stride_w, row.stride_k, row.stride_w, count, classes, tile, tile_width);
   });
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "upsample/upsample.h"
+#include "base/element.h"
 
 namespace deeplab_fast {
 
@@ -16,19 +16,16 @@ constexpr int kOverrun = 16;
 template <class Pointer>
 struct ScoreRowOf {
   Pointer data;
-  ScoreType type;
+  Element element;
   int64_t stride_k, stride_w;
 };
 using ScoreRow = ScoreRowOf<const void*>;
 using MutableScoreRow = ScoreRowOf<void*>;
 
-// Always inlined: this header is also included by code for processors that others are not.
-inline __attribute__((always_inline)) int64_t bytes_of(ScoreType type) {
-  return type == ScoreType::kFloat ? 4 : 2;
-}
 // The row whose elements come `elements` later.
-inline __attribute__((always_inline)) ScoreRow row_below(const ScoreRow& row, int64_t elements) {
-  return {static_cast<const char*>(row.data) + elements * bytes_of(row.type), row.type, row.stride_k, row.stride_w};
+DEEPLAB_FAST_ALWAYS_INLINE ScoreRow row_below(const ScoreRow& row, int64_t elements) {
+  return {static_cast<const char*>(row.data) + elements * bytes_of(row.element), row.element, row.stride_k,
+          row.stride_w};
 }
 
 // Two rows of logits in float32: [classes][stride], `columns` of them filled and kOverrun more that hold anything.
