@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deeplab_fast import nn
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 from tests.photos import PHOTOS, photo, scores
 
 from .cases import Case
@@ -116,11 +116,11 @@ def _layer(kernels: bool, recompute: bool, inputs: tuple[Tensor, Tensor, Tensor]
     image, prob, grad = inputs
     layer = nn.DenseCRF(iterations=5, learnable=True, num_classes=CLASSES, recompute=recompute)
     prob = prob.detach().requires_grad_()
-    wanted, _registry.kernels_wanted = _registry.kernels_wanted, lambda: kernels
+    wanted, define.kernels_wanted = define.kernels_wanted, lambda: kernels
     try:
         layer(image, prob).backward(grad)
     finally:
-        _registry.kernels_wanted = wanted
+        define.kernels_wanted = wanted
     return [prob.grad, *(p.grad for p in layer.parameters())]
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import deeplab_fast
 from deeplab_fast.nn import MSC, DenseCRF
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 from tests.photos import photo
 
 from .cases import Case
@@ -54,12 +54,12 @@ def _case(what: str, size: str, inputs: Callable, run: Callable, agree: Callable
 @contextlib.contextmanager
 def _kernels(which: str) -> Iterator[None]:
     """The reference path is chosen where tests choose it."""
-    wanted = _registry.kernels_wanted
-    _registry.kernels_wanted = lambda: which != REFERENCE
+    wanted = define.kernels_wanted
+    define.kernels_wanted = lambda: which != REFERENCE
     try:
         yield
     finally:
-        _registry.kernels_wanted = wanted
+        define.kernels_wanted = wanted
 
 
 def _networks(train: bool) -> dict[str, nn.Module]:

@@ -47,10 +47,10 @@ def poisoned_memory():
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test twice: with compiled kernels where they are loaded, and with the reference throughout."""
     from deeplab_fast import _native, lattice
-    from deeplab_fast.ops import _registry
+    from deeplab_fast.ops import define
 
     if request.param == "reference":
-        monkeypatch.setattr(_registry, "kernels_wanted", lambda: False)
+        monkeypatch.setattr(define, "kernels_wanted", lambda: False)
         monkeypatch.setattr(lattice, "_compiled", lambda: None)
     elif not _native.load():
         pytest.skip("the compiled library is not there")  # built without a compiler: then only the reference counts

@@ -10,7 +10,7 @@ import torch
 from samples import CRF_SAMPLES, CRFSample, Kernel, assert_crf_accurate, by_name, positions, random
 
 import deeplab_fast
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 SMALL = CRFSample("small", size=(3, 4), labels=3)
 
@@ -126,19 +126,14 @@ def test_same_call_as_the_reference():
 # --- Registration, compilation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dense_crf", "dense_crf_reference"])
 @pytest.mark.parametrize("sample", CRF_SAMPLES, ids=by_name)
-def test_opcheck_schema_and_fake(sample: CRFSample, name: str):
-    inputs = sample.inputs()
-    if torch.float64 in (inputs[0].dtype, *(f.dtype for f in inputs[1])):
-        name = "dense_crf_reference"  # as in the public function
-    op = getattr(torch.ops.deeplab_fast, name).default
-    torch.library.opcheck(op, inputs, test_utils=("test_schema", "test_faketensor"))
+def test_opcheck_schema_and_fake(sample: CRFSample, backend: str):
+    op = torch.ops.deeplab_fast.dense_crf.default
+    torch.library.opcheck(op, sample.inputs(), test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", ["dense_crf", "dense_crf_reference"])
-def test_opcheck(name: str):
-    op = getattr(torch.ops.deeplab_fast, name).default
+def test_opcheck(backend: str):
+    op = torch.ops.deeplab_fast.dense_crf.default
     torch.library.opcheck(op, SMALL.inputs())
     torch.library.opcheck(op, (*SMALL.inputs(), 0.01))
 
@@ -259,7 +254,7 @@ def test_says_what_was_wrong_where_torch_loses_the_message(monkeypatch: pytest.M
     def kernel(*_) -> torch.Tensor:
         raise RuntimeError("dense_crf_cpu(...) API call failed")
 
-    monkeypatch.setitem(_registry.OPS, "dense_crf", kernel)
+    monkeypatch.setitem(define.OPS, "dense_crf", kernel)
     with pytest.raises(RuntimeError, match="API call failed"):
         call()
     with pytest.raises(ValueError, match="features: there are NaN or infinite values"):

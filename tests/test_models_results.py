@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from deeplab_fast import models
 from deeplab_fast.models.layers import BilinearUpsampling
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 RATES = (6, 12, 18, 24)
 
@@ -185,7 +185,7 @@ def test_kernels_and_reference_agree(frozen: bool, monkeypatch: pytest.MonkeyPat
     x = centred(1, 2, 3, 97, 65)
     results = []
     for wanted in (True, False):
-        monkeypatch.setattr(_registry, "kernels_wanted", lambda wanted=wanted: wanted)
+        monkeypatch.setattr(define, "kernels_wanted", lambda wanted=wanted: wanted)
         one = copy.deepcopy(model)
         outs = one(x)
         sum(out.square().sum() for out in outs).backward()

@@ -10,7 +10,7 @@ from samples import FILTER_SAMPLES, FilterSample, assert_filter_accurate, by_nam
 
 import deeplab_fast
 from deeplab_fast import _native, lattice
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 SMALL = FilterSample("small", batch=2, channels=2, size=(3, 4), dimensions=3)
 
@@ -46,23 +46,18 @@ def test_autocast_changes_nothing(backend: str):
 # --- Registration, compilation and gradient ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["permutohedral_filter", "permutohedral_filter_reference"])
 @pytest.mark.parametrize("sample", FILTER_SAMPLES, ids=by_name)
-def test_opcheck_schema_and_fake(sample: FilterSample, name: str):
-    values, features = sample.inputs()
-    if torch.float64 in (values.dtype, features.dtype):
-        name = "permutohedral_filter_reference"  # as in the public function
-    op = getattr(torch.ops.deeplab_fast, name).default
-    torch.library.opcheck(op, (values, features), test_utils=("test_schema", "test_faketensor"))
+def test_opcheck_schema_and_fake(sample: FilterSample, backend: str):
+    op = torch.ops.deeplab_fast.permutohedral_filter.default
+    torch.library.opcheck(op, sample.inputs(), test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", ["permutohedral_filter", "permutohedral_filter_reference"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-def test_opcheck(name: str, layout: str):
+def test_opcheck(layout: str, backend: str):
     values, features = FilterSample("", layout=layout).inputs()
     values = values.requires_grad_()
-    torch.library.opcheck(getattr(torch.ops.deeplab_fast, name).default, (values, features))
-    torch.library.opcheck(getattr(torch.ops.deeplab_fast, name).default, (values, features, True))
+    torch.library.opcheck(torch.ops.deeplab_fast.permutohedral_filter.default, (values, features))
+    torch.library.opcheck(torch.ops.deeplab_fast.permutohedral_filter.default, (values, features, True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -184,7 +179,7 @@ def test_kernel_and_reference_refuse_the_same_keys(dimensions: int, monkeypatch:
     while torch.tensor((low + high) / 2).item() not in (low, high):
         middle = torch.tensor((low + high) / 2).item()
         low, high = (low, middle) if raises(middle) else (middle, high)
-    monkeypatch.setattr(_registry, "kernels_wanted", lambda: False)
+    monkeypatch.setattr(define, "kernels_wanted", lambda: False)
     assert low > 1000
     assert raises(high)
     assert not raises(low)
@@ -196,7 +191,7 @@ def test_says_what_was_wrong_where_torch_loses_the_message(monkeypatch: pytest.M
     def kernel(values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("permutohedral_filter_cpu(...) API call failed")
 
-    monkeypatch.setitem(_registry.OPS, "permutohedral_filter", kernel)
+    monkeypatch.setitem(define.OPS, "permutohedral_filter", kernel)
     values, features = SMALL.inputs()
     with pytest.raises(RuntimeError, match="API call failed"):
         deeplab_fast.permutohedral_filter(values, features)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast import _native, reference
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 SMALL = UpsampleSample("small", classes=3, size=(4, 3), to=(9, 11))
 ARGMAX, SOFTMAX = deeplab_fast.upsample_argmax, deeplab_fast.upsample_softmax
@@ -57,7 +57,7 @@ def assert_argmax_accurate(chosen: Tensor, logits: Tensor, size: int | tuple[int
 def assert_softmax_accurate(result: Tensor, logits: Tensor, size: int | tuple[int, int]) -> None:
     assert result.dtype == logits.dtype
     assert_accurate(result, stock_softmax(size), [logits])
-    assert result.is_contiguous(memory_format=_registry.format_of(logits))
+    assert result.is_contiguous(memory_format=define.format_of(logits))
 
 
 def assert_gradient_accurate(logits: Tensor, size: int | tuple[int, int]) -> None:
@@ -223,7 +223,7 @@ def test_gradient_of_any_layout(layout: str, out_layout: str, backend: str):
     grad = LAYOUTS[layout](centred(8, *out.shape))
     (result,) = torch.autograd.grad(out, leaf, grad)
     assert_accurate(result, stock_gradient(size), [logits, grad])
-    assert result.is_contiguous(memory_format=_registry.format_of(logits))
+    assert result.is_contiguous(memory_format=define.format_of(logits))
 
 
 def test_gradient_of_another_dtype(backend: str):
@@ -268,7 +268,7 @@ def test_compiles_without_a_graph_break(dtype: torch.dtype, layout: str, backend
         leaf = logits.clone().requires_grad_()
         chosen, out = function(leaf)
         out.square().sum().backward()
-        assert out.is_contiguous(memory_format=_registry.format_of(logits))
+        assert out.is_contiguous(memory_format=define.format_of(logits))
         results.append((chosen, out.detach(), leaf.grad))
     torch.testing.assert_close(*results, rtol=0, atol=0)
 

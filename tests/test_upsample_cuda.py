@@ -20,7 +20,7 @@ from test_upsample import (
 )
 from torch import Tensor
 
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 TESTS = Path(__file__).parent
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -63,7 +63,7 @@ def size_of(sample: UpsampleSample) -> tuple[int, int]:
 
 def empty(like: Tensor, *size: int) -> Tensor:
     """Full of NaN, as new tensors are in tests."""
-    return torch.empty(size, dtype=like.dtype, memory_format=_registry.format_of(like))
+    return torch.empty(size, dtype=like.dtype, memory_format=define.format_of(like))
 
 
 def call_argmax(kernels: ctypes.CDLL, logits: Tensor, size: tuple[int, int]) -> Tensor:

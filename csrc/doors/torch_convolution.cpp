@@ -169,17 +169,6 @@ int64_t checksum_cpu(std::vector<Tensor> tensors) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(deeplab_fast, m) {
-  m.def("aspp_sum_pack(Tensor[] weights, int[] rates) -> Tensor");
-  m.def("aspp_sum_cpu(Tensor x, Tensor packed, Tensor? bias, int[] kernels, int[] rates, Tensor(a!) out) -> ()");
-  m.def("aspp_sum_backward_x_cpu(Tensor grad, Tensor[] weights, int[] rates, Tensor(a!) to_x) -> ()");
-  m.def("aspp_sum_backward_weights_cpu(Tensor grad, Tensor x, int[] rates, Tensor(a!)[] to_weights) -> ()");
-  m.def("aspp_shift_sum_cpu(Tensor products, Tensor? bias, int[] kernels, int[] rates, Tensor(a!) out) -> ()");
-  m.def("aspp_shift_gather_cpu(Tensor grad, int[] kernels, int[] rates, Tensor(a!) columns) -> ()");
-  m.def("relu_backward_cpu(Tensor grad, Tensor out, Tensor(a!) masked, Tensor(b!) sums) -> ()");
-  m.def("checksum_cpu(Tensor[] tensors) -> int");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
   m.impl("aspp_sum_pack", TORCH_BOX(&aspp_sum_pack));
   m.impl("aspp_sum_cpu", TORCH_BOX(&aspp_sum_cpu));

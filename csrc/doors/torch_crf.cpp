@@ -47,6 +47,6 @@ Tensor dense_crf_cpu(const Tensor& unary, std::vector<Tensor> features, std::vec
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
-  m.impl("permutohedral_filter", TORCH_BOX(&permutohedral_filter_cpu));
-  m.impl("dense_crf", TORCH_BOX(&dense_crf_cpu));
+  m.impl("permutohedral_filter_kernel", TORCH_BOX(&permutohedral_filter_cpu));
+  m.impl("dense_crf_kernel", TORCH_BOX(&dense_crf_cpu));
 }

@@ -256,9 +256,9 @@ std::vector<Tensor> dense_crf_backward(const Tensor& grad, const Tensor& unary, 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CUDA, m) {
-  m.impl("permutohedral_filter", TORCH_BOX(&filter_maps));
-  m.impl("permutohedral_filter_backward_features", TORCH_BOX(&filter_backward));
-  m.impl("dense_crf", TORCH_BOX(&dense_crf));
-  m.impl("dense_crf_history", TORCH_BOX(&dense_crf_history));
-  m.impl("dense_crf_backward", TORCH_BOX(&dense_crf_backward));
+  m.impl("permutohedral_filter_kernel", TORCH_BOX(&filter_maps));
+  m.impl("permutohedral_filter_backward_features_kernel", TORCH_BOX(&filter_backward));
+  m.impl("dense_crf_kernel", TORCH_BOX(&dense_crf));
+  m.impl("dense_crf_history_kernel", TORCH_BOX(&dense_crf_history));
+  m.impl("dense_crf_backward_kernel", TORCH_BOX(&dense_crf_backward));
 }

@@ -110,7 +110,7 @@ std::vector<Tensor> dense_crf_backward_cpu(const Tensor& grad, const Tensor& una
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
-  m.impl("permutohedral_filter_backward_features", TORCH_BOX(&permutohedral_filter_backward_features_cpu));
-  m.impl("dense_crf_history", TORCH_BOX(&dense_crf_history_cpu));
-  m.impl("dense_crf_backward", TORCH_BOX(&dense_crf_backward_cpu));
+  m.impl("permutohedral_filter_backward_features_kernel", TORCH_BOX(&permutohedral_filter_backward_features_cpu));
+  m.impl("dense_crf_history_kernel", TORCH_BOX(&dense_crf_history_cpu));
+  m.impl("dense_crf_backward_kernel", TORCH_BOX(&dense_crf_backward_cpu));
 }

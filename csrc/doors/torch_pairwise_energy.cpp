@@ -78,6 +78,6 @@ Tensor pairwise_energy_backward_cpu(const Tensor& grad, const Tensor& gradient, 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
-  m.impl("pairwise_energy", TORCH_BOX(&pairwise_energy_cpu));
-  m.impl("pairwise_energy_backward", TORCH_BOX(&pairwise_energy_backward_cpu));
+  m.impl("pairwise_energy_cpu", TORCH_BOX(&pairwise_energy_cpu));
+  m.impl("pairwise_energy_backward_cpu", TORCH_BOX(&pairwise_energy_backward_cpu));
 }

@@ -38,12 +38,6 @@ void upsample_softmax_backward_cpu(const Tensor& grad, const Tensor& out, Tensor
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(deeplab_fast, m) {
-  m.def("upsample_argmax_into(Tensor logits, Tensor(a!) out) -> ()");
-  m.def("upsample_softmax_into(Tensor logits, Tensor(a!) out) -> ()");
-  m.def("upsample_softmax_backward_into(Tensor grad, Tensor out, Tensor(a!) to_logits) -> ()");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
   m.impl("upsample_argmax_into", TORCH_BOX(&upsample_argmax_cpu));
   m.impl("upsample_softmax_into", TORCH_BOX(&upsample_softmax_cpu));

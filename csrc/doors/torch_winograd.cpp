@@ -67,13 +67,6 @@ void winograd_conv2d_cpu(const Tensor& x, const Tensor& packed, std::optional<Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(deeplab_fast, m) {
-  m.def("winograd_pack_cpu(Tensor weight, Tensor? scale) -> Tensor");
-  m.def(
-      "winograd_conv2d_cpu(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, bool relu, int rate_h, int rate_w, "
-      "Tensor(a!) out) -> ()");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CPU, m) {
   m.impl("winograd_pack_cpu", TORCH_BOX(&winograd_pack_cpu));
   m.impl("winograd_conv2d_cpu", TORCH_BOX(&winograd_conv2d_cpu));

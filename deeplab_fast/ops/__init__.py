@@ -1,10 +1,11 @@
-"""The ops: functions that users call, over `torch.library` custom ops (see `deeplab_fast.ops._registry`)."""
+"""The ops: functions that users call, over `torch.library` ops (see `deeplab_fast.ops.define`)."""
 
 from deeplab_fast import _native
 from deeplab_fast.ops.aspp_sum import aspp_sum
 from deeplab_fast.ops.atrous_conv2d import atrous_conv2d
-from deeplab_fast.ops.crf import KERNEL_DIMENSIONS, dense_crf, permutohedral_filter
+from deeplab_fast.ops.dense_crf import dense_crf
 from deeplab_fast.ops.pairwise_energy import pairwise_energy
+from deeplab_fast.ops.permutohedral_filter import KERNEL_DIMENSIONS, permutohedral_filter
 from deeplab_fast.ops.upsample import upsample_argmax, upsample_softmax
 
 __all__ = [

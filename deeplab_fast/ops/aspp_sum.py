@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
-from deeplab_fast.ops import _registry, cpu, cuda
+from deeplab_fast.ops import cpu, cuda
+from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
 from deeplab_fast.reference import convolution
 
 
@@ -36,20 +36,20 @@ def aspp_sum(
         ValueError: for shapes, devices or rates that do not fit.
     """
     check_aspp_arguments(x, weights, bias, rates)
-    name = "aspp_sum_inference" if _registry.is_inference(x, bias, *weights) else "aspp_sum"
-    return _registry.OPS[name](_registry.autocast(x), list(weights), bias, list(rates))
+    name = "aspp_sum_inference" if is_inference(x, bias, *weights) else "aspp_sum"
+    return OPS[name](autocast(x), list(weights), bias, list(rates))
 
 
 # --- Ops -----------------------------------------------------------------------------------------------------------
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
-    return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=_registry.format_of(x))
+    return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
 
 
 def _backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
     out = convolution.aspp_sum_backward_x(grad, weights, rates)
-    return out.contiguous(memory_format=_registry.format_of(grad))
+    return out.contiguous(memory_format=format_of(grad))
 
 
 def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
@@ -57,11 +57,11 @@ def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates:
 
 
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
-    return _registry.empty_maps(x, weights[0].shape[0], x.shape[2:])
+    return empty_maps(x, weights[0].shape[0], x.shape[2:])
 
 
 def _backward_x_fake(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
-    return _registry.empty_maps(grad, weights[0].shape[1], grad.shape[2:])
+    return empty_maps(grad, weights[0].shape[1], grad.shape[2:])
 
 
 def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
@@ -77,32 +77,41 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
     x, *weights = ctx.saved_tensors
     need_x, need_weights, need_bias, *_ = ctx.needs_input_grad
-    to_x = _registry.OPS["aspp_sum_backward_x"](grad, weights, ctx.rates) if need_x else None
+    to_x = OPS["aspp_sum_backward_x"](grad, weights, ctx.rates) if need_x else None
     to_weights = [None] * len(weights)
     if any(need_weights):
-        to_weights = _registry.OPS["aspp_sum_backward_weights"](grad, x, weights, ctx.rates)
+        to_weights = OPS["aspp_sum_backward_weights"](grad, x, weights, ctx.rates)
     to_bias = grad.sum((0, 2, 3), dtype=sum_dtype(grad)).to(ctx.bias_dtype) if need_bias else None
     return to_x, to_weights, to_bias, None
 
 
-_registry.define_convolution(
+define(
     "aspp_sum_backward_x",
-    _backward_x,
-    cpu.aspp_sum_backward_x,
-    cuda.kernel_of("aspp_sum", "backward_x", _backward_x),
-    _backward_x_fake,
+    reference=_backward_x,
+    fake=_backward_x_fake,
+    cpu=cpu.aspp_sum_backward_x,
+    cuda=cuda.kernel_of("aspp_sum", "backward_x", _backward_x),
 )
-_registry.define_convolution(
+define(
     "aspp_sum_backward_weights",
-    _backward_weights,
-    cpu.aspp_sum_backward_weights,
-    cuda.kernel_of("aspp_sum", "backward_weights", _backward_weights),
-    _backward_weights_fake,
+    reference=_backward_weights,
+    fake=_backward_weights_fake,
+    cpu=cpu.aspp_sum_backward_weights,
+    cuda=cuda.kernel_of("aspp_sum", "backward_weights", _backward_weights),
 )
-_registry.define_convolution(
-    "aspp_sum_inference", _forward, cpu.aspp_sum_inference, cuda.aspp_sum_inference(_forward), _forward_fake
+define(
+    "aspp_sum_inference",
+    reference=_forward,
+    fake=_forward_fake,
+    cpu=cpu.aspp_sum_inference,
+    cuda=cuda.aspp_sum_inference(_forward),
 )
-_registry.define_convolution(
-    "aspp_sum", _forward, cpu.aspp_sum, cuda.kernel_of("aspp_sum", "forward", _forward), _forward_fake
+define(
+    "aspp_sum",
+    reference=_forward,
+    fake=_forward_fake,
+    cpu=cpu.aspp_sum,
+    cuda=cuda.kernel_of("aspp_sum", "forward", _forward),
+    setup_context=_setup_context,
+    backward=_backward,
 )
-torch.library.register_autograd("deeplab_fast::aspp_sum", _backward, setup_context=_setup_context)

@@ -10,7 +10,8 @@ from torch import Tensor
 from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
-from deeplab_fast.ops import _registry, cpu, cuda
+from deeplab_fast.ops import cpu, cuda
+from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
 from deeplab_fast.reference import convolution
 
 
@@ -48,11 +49,11 @@ def atrous_conv2d(
         ValueError: for shapes, devices or numbers that do not fit.
     """
     stride, padding, dilation = check_atrous_arguments(x, weight, bias, stride, padding, dilation, scale, residual)
-    x = _registry.autocast(x)
+    x = autocast(x)
     if residual is not None:
         residual = residual.to(x.dtype)
-    inference = _registry.is_inference(x, weight, bias, scale, residual)
-    op = _registry.OPS["atrous_conv2d_inference" if inference else "atrous_conv2d"]
+    inference = is_inference(x, weight, bias, scale, residual)
+    op = OPS["atrous_conv2d_inference" if inference else "atrous_conv2d"]
     return op(x, weight, bias, scale, residual, stride, padding, dilation, relu)
 
 
@@ -71,7 +72,7 @@ def _forward(
     relu: bool,
 ) -> Tensor:
     out = reference.atrous_conv2d(x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu)
-    return out.contiguous(memory_format=_registry.format_of(x))
+    return out.contiguous(memory_format=format_of(x))
 
 
 def _forward_fake(
@@ -85,18 +86,18 @@ def _forward_fake(
     dilation: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    return _registry.empty_maps(x, weight.shape[0], output_size(x, weight, stride, padding, dilation))
+    return empty_maps(x, weight.shape[0], output_size(x, weight, stride, padding, dilation))
 
 
 def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
     masked, sums = convolution.relu_backward(grad, out)
-    return masked.contiguous(memory_format=_registry.format_of(out)), sums
+    return masked.contiguous(memory_format=format_of(out)), sums
 
 
 def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     sums = grad.new_empty(grad.shape[1], dtype=sum_dtype(grad))
-    return grad.new_empty(grad.shape).contiguous(memory_format=_registry.format_of(out)), sums
+    return grad.new_empty(grad.shape).contiguous(memory_format=format_of(out)), sums
 
 
 def _backward_conv(
@@ -117,7 +118,7 @@ def _backward_conv(
         grad.to(dtype), x.to(dtype), scaled, None, stride, padding, dilation, False, [0, 0], 1,
         [need_x, need_weight, False],
     )  # fmt: skip
-    result = [to_x.to(x.dtype).contiguous(memory_format=_registry.format_of(x))] if need_x else []
+    result = [to_x.to(x.dtype).contiguous(memory_format=format_of(x))] if need_x else []
     return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
 
 
@@ -132,7 +133,7 @@ def _backward_conv_fake(
     need_x: bool,
     need_weight: bool,
 ) -> list[Tensor]:
-    result = [_registry.empty_maps(x, x.shape[1], x.shape[2:])] if need_x else []
+    result = [empty_maps(x, x.shape[1], x.shape[2:])] if need_x else []
     return [*result, weight.new_empty(weight.shape)] if need_weight else result
 
 
@@ -147,10 +148,10 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias, need_scale, need_residual, *_ = ctx.needs_input_grad
     sums = None
     if ctx.relu:
-        grad, sums = _registry.OPS["atrous_conv2d_backward_relu"](grad, out)
+        grad, sums = OPS["atrous_conv2d_backward_relu"](grad, out)
     elif need_bias:
         sums = grad.sum((0, 2, 3), dtype=sum_dtype(grad))
-    gradients = _registry.OPS["atrous_conv2d_backward"](
+    gradients = OPS["atrous_conv2d_backward"](
         grad, x, weight, scale, ctx.stride, ctx.padding, ctx.dilation, need_x, need_weight or need_scale
     )
     to_x = gradients[0] if need_x else None
@@ -168,28 +169,33 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_x, to_weight, to_bias, to_scale, to_residual, None, None, None, None
 
 
-_registry.define_convolution(
+define(
     "atrous_conv2d_backward_relu",
-    _relu_backward,
-    cpu.atrous_conv2d_backward_relu,
-    cuda.kernel_of("atrous_conv2d", "backward_relu", _relu_backward),
-    _relu_backward_fake,
+    reference=_relu_backward,
+    fake=_relu_backward_fake,
+    cpu=cpu.atrous_conv2d_backward_relu,
+    cuda=cuda.kernel_of("atrous_conv2d", "backward_relu", _relu_backward),
 )
-_registry.define_convolution(
+define(
     "atrous_conv2d_backward",
-    _backward_conv,
-    cpu.atrous_conv2d_backward,
-    cuda.kernel_of("atrous_conv2d", "backward", _backward_conv),
-    _backward_conv_fake,
+    reference=_backward_conv,
+    fake=_backward_conv_fake,
+    cpu=cpu.atrous_conv2d_backward,
+    cuda=cuda.kernel_of("atrous_conv2d", "backward", _backward_conv),
 )
-_registry.define_convolution(
+define(
     "atrous_conv2d_inference",
-    _forward,
-    cpu.atrous_conv2d_inference,
-    cuda.atrous_conv2d_inference(_forward),
-    _forward_fake,
+    reference=_forward,
+    fake=_forward_fake,
+    cpu=cpu.atrous_conv2d_inference,
+    cuda=cuda.atrous_conv2d_inference(_forward),
 )
-_registry.define_convolution(
-    "atrous_conv2d", _forward, cpu.atrous_conv2d, cuda.kernel_of("atrous_conv2d", "forward", _forward), _forward_fake
+define(
+    "atrous_conv2d",
+    reference=_forward,
+    fake=_forward_fake,
+    cpu=cpu.atrous_conv2d,
+    cuda=cuda.kernel_of("atrous_conv2d", "forward", _forward),
+    setup_context=_setup_context,
+    backward=_backward,
 )
-torch.library.register_autograd("deeplab_fast::atrous_conv2d", _backward, setup_context=_setup_context)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast.ops._registry import empty_maps, format_of
+from deeplab_fast.ops.define import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import (
     GEMM,
@@ -102,7 +102,7 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
 
 
 def tap_sources(weights: Sequence[Tensor], rates: Sequence[int]) -> list[list[tuple[int, int, int]]]:
-    """For each offset of a tap, the (branch, i, j) that have it: the centre first, as in csrc/convolution/tap_list.h."""
+    """For each offset of a tap, the (branch, i, j) that have it, the centre first: csrc/convolution/tap_list.h."""
     taps: dict[tuple[int, int], list[tuple[int, int, int]]] = {(0, 0): []}
     for b, (weight, rate) in enumerate(zip(weights, rates, strict=True)):
         height, width = weight.shape[2:]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 from deeplab_fast.ops.packing import packed_for
 
 
@@ -74,7 +74,7 @@ def _packed(x: Tensor, tensors: Sequence[Tensor], pack: Callable[[], Tensor]) ->
 
 
 def _takes(maps: Tensor) -> bool:
-    return maps.dtype != torch.float64 and _registry.kernels_wanted() and _has_triton()
+    return maps.dtype != torch.float64 and define.kernels_wanted() and _has_triton()
 
 
 @cache

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_filter_arguments, lattice_dtype, sum_dtype
-from deeplab_fast.ops import _registry, crf
+from deeplab_fast.ops.define import OPS, compiled, define
+from deeplab_fast.ops.permutohedral_filter import kernel_takes, with_errors_of
 from deeplab_fast.reference.pairwise_energy import scaled
 
 
@@ -38,23 +39,21 @@ def pairwise_energy(values: Tensor, features: Tensor, inside: Tensor | None = No
     features = features.to(lattice_dtype(features, values))
     size = [int(length * factor) for length in values.shape[2:]]
     check_filter_arguments(values.new_empty((1,)).expand(*values.shape[:2], *size), features)
-    energy, _ = crf.call_op(
-        crf.op_for("pairwise_energy", values, [features]), [features], values, features, inside, factor
-    )
+    energy, _ = with_errors_of([features], OPS["pairwise_energy"], values, features, inside, factor)
     return energy
 
 
 def _filter(values: Tensor, features: Tensor, reverse: bool) -> Tensor:
     """By compiled kernels where there are any: a GPU has those of the filter."""
-    return crf.op_for("permutohedral_filter", values, [features])(values, features, reverse)
+    return OPS["permutohedral_filter"](values, features, reverse)
 
 
-def _body(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
+def _reference(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
     energy, gradient = reference.pairwise_energy(values.to(sum_dtype(values)), features, inside, factor, _filter)
     return energy, gradient.contiguous()
 
 
-def _body_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: float) -> Tensor:
+def _reference_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: float) -> Tensor:
     return reference.pairwise_energy_backward(grad, gradient, size, factor).contiguous()
 
 
@@ -78,19 +77,34 @@ def _backward(ctx, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None
     if grad is None:
         return None, None, None, None
     if ctx.needs_input_grad[0]:
-        op = crf.op_for("pairwise_energy_backward", gradient, [features])
-        to_values = op(grad, gradient, ctx.size, ctx.factor).to(ctx.dtype)
+        to_values = OPS["pairwise_energy_backward"](grad, gradient, ctx.size, ctx.factor).to(ctx.dtype)
     if ctx.needs_input_grad[1]:
         S = scaled(values.to(gradient.dtype), ctx.factor)
         S = S if inside is None else S * inside
-        op = crf.op_for("permutohedral_filter_backward_features", S, [features])
-        to_features = op(S * grad[:, None, None, None], S, features, False)
+        weighted = S * grad[:, None, None, None]
+        to_features = OPS["permutohedral_filter_backward_features"](weighted, S, features, False)
     return to_values, to_features, None, None
 
 
-_registry.define("pairwise_energy", _body, fake=_fake, setup_context=_setup_context, backward=_backward)
-_registry.define(
+define(
+    "pairwise_energy",
+    reference=_reference,
+    fake=_fake,
+    cpu=compiled(
+        "pairwise_energy_cpu",
+        _reference,
+        lambda values, features, inside, factor: kernel_takes(values, [features], inside),
+    ),
+    setup_context=_setup_context,
+    backward=_backward,
+)
+define(
     "pairwise_energy_backward",
-    _body_backward,
+    reference=_reference_backward,
     fake=lambda grad, gradient, size, factor: gradient.new_empty((*gradient.shape[:2], *size)),
+    cpu=compiled(
+        "pairwise_energy_backward_cpu",
+        _reference_backward,
+        lambda grad, gradient, size, factor: kernel_takes(gradient, [], grad),
+    ),
 )

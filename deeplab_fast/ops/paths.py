@@ -12,10 +12,10 @@
 |                           | with a stride or another   |                               |                       |
 |                           | padding than "same": oneDNN|                               |                       |
 
-"taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/convolution/taps.h). "gemm"
-multiplies first, in one product of all taps, and shifts after. "winograd" needs 2.25 times fewer multiplications
-(csrc/convolution/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile. Float64, and everything where nothing
-is compiled, is the reference's.
+"taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/convolution/taps.h).
+"gemm" multiplies first, in one product of all taps, and shifts after. "winograd" needs 2.25 times fewer multiplications
+(csrc/convolution/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile. Float64, and everything
+where nothing is compiled, is the reference's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import define
 
 REFERENCE, TAPS, GEMM, WINOGRAD = "reference", "taps", "gemm", "winograd"
 ONEDNN, ONEDNN_FLOAT = "oneDNN", "oneDNN in float32"
@@ -45,7 +45,7 @@ def computes_in_bfloat16() -> bool:
 
 def aspp_path(x: Tensor) -> str:
     """The path of `aspp_sum` and its gradients for maps like `x`."""
-    if x.dtype == torch.float64 or not _registry.kernels_loaded():
+    if x.dtype == torch.float64 or not define.kernels_loaded():
         return REFERENCE
     return GEMM if x.dtype == torch.bfloat16 and computes_in_bfloat16() else TAPS
 
@@ -54,11 +54,11 @@ def atrous_path(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> str:
     """The path of `atrous_conv2d`, and of its gradient to x as the convolution that it is where the stride is 1."""
-    if x.dtype == torch.float64 or not _registry.kernels_wanted() or not torch.backends.mkldnn.is_available():
+    if x.dtype == torch.float64 or not define.kernels_wanted() or not torch.backends.mkldnn.is_available():
         return REFERENCE
     if x.dtype == torch.bfloat16 and computes_in_bfloat16():
         return ONEDNN
-    if _winograd_pays(x, weight, stride, padding, dilation) and _registry.kernels_loaded():
+    if _winograd_pays(x, weight, stride, padding, dilation) and define.kernels_loaded():
         return WINOGRAD
     return ONEDNN_FLOAT
 
@@ -83,12 +83,12 @@ def atrous_backward_path(
     grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> str:
     """The path of the gradient of `atrous_conv2d` to the weight; see `atrous_path` for that to x."""
-    if grad.dtype == torch.float64 or not _registry.kernels_wanted():
+    if grad.dtype == torch.float64 or not define.kernels_wanted():
         return REFERENCE
     if grad.dtype == torch.bfloat16 and computes_in_bfloat16():
         return ONEDNN
     kernel = weight.shape[2:]
     same = all(stride[a] == 1 and kernel[a] % 2 == 1 and padding[a] == dilation[a] * (kernel[a] // 2) for a in range(2))
-    if not same or not _registry.kernels_loaded():
+    if not same or not define.kernels_loaded():
         return ONEDNN_FLOAT
     return GEMM if kernel[0] == kernel[1] == 1 else TAPS

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeplab_fast import _native, reference
+from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Size, check_upsample_arguments
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops.define import OPS, define, empty_maps, format_of, kernels_loaded
 
 
 def upsample_argmax(logits: Tensor, size: Size) -> Tensor:
@@ -28,7 +28,7 @@ def upsample_argmax(logits: Tensor, size: Size) -> Tensor:
         ValueError: for a shape or size that does not fit.
     """
     height, width = check_upsample_arguments(logits, size)
-    return _registry.OPS["upsample_argmax"](logits, height, width)
+    return OPS["upsample_argmax"](logits, height, width)
 
 
 def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
@@ -49,7 +49,7 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
         ValueError: for a shape or size that does not fit.
     """
     height, width = check_upsample_arguments(logits, size)
-    return _registry.OPS["upsample_softmax"](logits, height, width)
+    return OPS["upsample_softmax"](logits, height, width)
 
 
 # --- Ops -----------------------------------------------------------------------------------------------------------
@@ -60,8 +60,11 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
 def _kernel_takes(*maps: Tensor) -> bool:
     """Whether there is a compiled kernel for these tensors: all on one kind of device and of one dtype."""
     kind, dtype = maps[0].device.type, maps[0].dtype
-    loaded = _registry.kernels_loaded() and (kind == "cpu" or _native.cuda_loaded())
-    return loaded and dtype != torch.float64 and all(m.dtype == dtype and m.device.type == kind for m in maps)
+    return (
+        kernels_loaded(kind)
+        and dtype != torch.float64
+        and all(m.dtype == dtype and m.device.type == kind for m in maps)
+    )
 
 
 def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
@@ -82,7 +85,7 @@ def _argmax_fake(logits: Tensor, height: int, width: int) -> Tensor:
 
 def _softmax(logits: Tensor, height: int, width: int) -> Tensor:
     out = reference.upsample_softmax(logits, (height, width))
-    return out.contiguous(memory_format=_registry.format_of(logits))
+    return out.contiguous(memory_format=format_of(logits))
 
 
 def _softmax_compiled(logits: Tensor, height: int, width: int) -> Tensor:
@@ -95,7 +98,7 @@ def _softmax_compiled(logits: Tensor, height: int, width: int) -> Tensor:
 
 def _empty_like_format(like: Tensor, height: int, width: int) -> Tensor:
     """Maps of a size, uninitialised, otherwise as `like`: batch, classes, dtype, memory format."""
-    return _registry.empty_maps(like, like.shape[1], (height, width))
+    return empty_maps(like, like.shape[1], (height, width))
 
 
 def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
@@ -106,7 +109,7 @@ def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Ten
         return _empty_like_format(out, height, width)
     to_scores = torch.ops.aten._softmax_backward_data(grad.to(dtype), out.to(dtype), 1, dtype)
     to_logits = torch.ops.aten.upsample_bilinear2d_backward(to_scores, list(out.shape[2:]), size, False)
-    return to_logits.to(out.dtype).contiguous(memory_format=_registry.format_of(out))
+    return to_logits.to(out.dtype).contiguous(memory_format=format_of(out))
 
 
 def _softmax_backward_compiled(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
@@ -125,16 +128,23 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
     (out,) = ctx.saved_tensors
-    return _registry.OPS["upsample_softmax_backward"](grad, out, *ctx.size), None, None
+    return OPS["upsample_softmax_backward"](grad, out, *ctx.size), None, None
 
 
-_registry.define_convolution("upsample_argmax", _argmax, _argmax_compiled, _argmax_compiled, _argmax_fake)
-_registry.define_convolution(
-    "upsample_softmax_backward",
-    _softmax_backward,
-    _softmax_backward_compiled,
-    _softmax_backward_compiled,
-    lambda grad, out, height, width: _empty_like_format(out, height, width),
+define("upsample_argmax", reference=_argmax, fake=_argmax_fake, cpu=_argmax_compiled, cuda=_argmax_compiled)
+define(
+    "upsample_softmax",
+    reference=_softmax,
+    fake=_empty_like_format,
+    cpu=_softmax_compiled,
+    cuda=_softmax_compiled,
+    setup_context=_setup_context,
+    backward=_backward,
 )
-_registry.define_convolution("upsample_softmax", _softmax, _softmax_compiled, _softmax_compiled, _empty_like_format)
-torch.library.register_autograd("deeplab_fast::upsample_softmax", _backward, setup_context=_setup_context)
+define(
+    "upsample_softmax_backward",
+    reference=_softmax_backward,
+    fake=lambda grad, out, height, width: _empty_like_format(out, height, width),
+    cpu=_softmax_backward_compiled,
+    cuda=_softmax_backward_compiled,
+)
