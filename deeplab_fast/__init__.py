@@ -18,13 +18,13 @@ _LAZY = {
     "dense_crf": "ops",
     "upsample_argmax": "ops",
     "upsample_softmax": "ops",
-    "Lattice": "lattice",
+    "Lattice": "ops.lattice",
     "accelerate": "patching",
     "patch": "patching",
     "unpatch": "patching",
 }
 _MODULES = (
-    *("config", "crf", "data", "evaluation", "from_config", "lattice", "models", "nn", "ops", "patching", "pictures"),
+    *("config", "crf", "data", "evaluation", "from_config", "models", "nn", "ops", "patching", "pictures"),
     *("pydensecrf", "reference", "training"),
 )
 

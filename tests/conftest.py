@@ -46,8 +46,8 @@ def poisoned_memory():
 @pytest.fixture(params=["kernels", "reference"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test twice: with compiled kernels where they are loaded, and with the reference throughout."""
-    from deeplab_fast import _native, lattice
-    from deeplab_fast.ops import define
+    from deeplab_fast import _native
+    from deeplab_fast.ops import define, lattice
 
     if request.param == "reference":
         monkeypatch.setattr(define, "kernels_wanted", lambda: False)

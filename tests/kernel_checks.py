@@ -10,7 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from deeplab_fast._conv_arguments import check_atrous_arguments, format_of, output_size
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d
 from deeplab_fast.kernels.choices import Tile
-from deeplab_fast.reference.convolution import same_padding
+from deeplab_fast.reference.aspp_sum import same_padding
 
 
 def check_aspp(sample: AsppSample, device: str, path: str, tile: Tile | None = None) -> None:

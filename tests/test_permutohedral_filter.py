@@ -9,8 +9,8 @@ import torch
 from samples import FILTER_SAMPLES, FilterSample, assert_filter_accurate, by_name, positions, random
 
 import deeplab_fast
-from deeplab_fast import _native, lattice
-from deeplab_fast.ops import define
+from deeplab_fast import _native
+from deeplab_fast.ops import define, lattice
 
 SMALL = FilterSample("small", batch=2, channels=2, size=(3, 4), dimensions=3)
 

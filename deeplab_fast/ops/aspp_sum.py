@@ -11,7 +11,6 @@ from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
 from deeplab_fast.ops import cpu, cuda
 from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
-from deeplab_fast.reference import convolution
 
 
 def aspp_sum(
@@ -48,12 +47,12 @@ def _forward(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: S
 
 
 def _backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
-    out = convolution.aspp_sum_backward_x(grad, weights, rates)
+    out = reference.aspp_sum_backward_x(grad, weights, rates)
     return out.contiguous(memory_format=format_of(grad))
 
 
 def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
-    return [gradient.contiguous() for gradient in convolution.aspp_sum_backward_weights(grad, x, weights, rates)]
+    return [gradient.contiguous() for gradient in reference.aspp_sum_backward_weights(grad, x, weights, rates)]
 
 
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:

@@ -12,7 +12,6 @@ from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, output_size
 from deeplab_fast.ops import cpu, cuda
 from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
-from deeplab_fast.reference import convolution
 
 
 def atrous_conv2d(
@@ -91,7 +90,7 @@ def _forward_fake(
 
 def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
-    masked, sums = convolution.relu_backward(grad, out)
+    masked, sums = reference.relu_backward(grad, out)
     return masked.contiguous(memory_format=format_of(out)), sums
 
 
@@ -112,9 +111,7 @@ def _backward_conv(
     need_weight: bool,
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
-    gradients = convolution.atrous_conv2d_backward(
-        grad, x, weight, scale, stride, padding, dilation, need_x, need_weight
-    )
+    gradients = reference.atrous_conv2d_backward(grad, x, weight, scale, stride, padding, dilation, need_x, need_weight)
     formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
     return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
 

@@ -73,7 +73,7 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
     """The gradient to x on a CPU."""
     path = aspp_path(grad)
     if path == REFERENCE:
-        return convolution.aspp_sum_backward_x(grad, weights, rates).contiguous(memory_format=format_of(grad))
+        return reference.aspp_sum_backward_x(grad, weights, rates).contiguous(memory_format=format_of(grad))
     out = empty_maps(grad, weights[0].shape[1], grad.shape[2:])
     if out.numel() == 0:
         return out
@@ -89,7 +89,7 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
     """The gradients to the weights on a CPU."""
     path = aspp_path(grad)
     if path == REFERENCE:
-        return [g.contiguous() for g in convolution.aspp_sum_backward_weights(grad, x, weights, rates)]
+        return [g.contiguous() for g in reference.aspp_sum_backward_weights(grad, x, weights, rates)]
     gradients = [torch.empty(weight.shape, dtype=torch.float32) for weight in weights]
     if x.shape[0] == 0:
         return [torch.zeros_like(weight, memory_format=torch.contiguous_format) for weight in weights]
@@ -217,7 +217,7 @@ def atrous_conv2d_backward(
     geometry = (stride, padding, dilation)
     path = atrous_backward_path(grad, x, weight, *geometry)
     if path == REFERENCE or x.numel() == 0:
-        gradients = convolution.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
+        gradients = reference.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
         formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
         return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
     result = []
@@ -274,7 +274,7 @@ def _atrous_backward_weight(
 def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0, in the format of out; and its sum over N, H and W."""
     if aspp_path(out) == REFERENCE or grad.dtype != out.dtype or out.dtype == torch.float16:
-        masked, sums = convolution.relu_backward(grad, out)
+        masked, sums = reference.relu_backward(grad, out)
         return masked.contiguous(memory_format=format_of(out)), sums
     masked = empty_maps(out, out.shape[1], out.shape[2:])
     sums = torch.empty(out.shape[1], dtype=torch.float32)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Size, check_upsample_arguments
 from deeplab_fast.ops.define import OPS, define, empty_maps, format_of, kernels_loaded
 
@@ -102,14 +101,8 @@ def _empty_like_format(like: Tensor, height: int, width: int) -> Tensor:
 
 
 def _softmax_backward(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:
-    """Gradient to logits of size height x width, from the one to the result `out`."""
-    dtype = sum_dtype(grad)
-    size = [*out.shape[:2], height, width]
-    if out.shape[0] == 0:
-        return _empty_like_format(out, height, width)
-    to_scores = torch.ops.aten._softmax_backward_data(grad.to(dtype), out.to(dtype), 1, dtype)
-    to_logits = torch.ops.aten.upsample_bilinear2d_backward(to_scores, list(out.shape[2:]), size, False)
-    return to_logits.to(out.dtype).contiguous(memory_format=format_of(out))
+    to_logits = reference.upsample_softmax_backward(grad, out, (height, width))
+    return to_logits.contiguous(memory_format=format_of(out))
 
 
 def _softmax_backward_compiled(grad: Tensor, out: Tensor, height: int, width: int) -> Tensor:

@@ -5,27 +5,20 @@ which a kernel replaces where there is one.
 """
 
 from deeplab_fast._arguments import NO_NORMALIZATION, NORMALIZE_AFTER, NORMALIZE_BEFORE, NORMALIZE_SYMMETRIC
-from deeplab_fast.reference.convolution import (
-    aspp_sum,
-    atrous_conv2d,
-    upsample_argmax,
-    upsample_softmax,
-)
-from deeplab_fast.reference.crf import (
-    Lattice,
+from deeplab_fast.reference.aspp_sum import aspp_sum, aspp_sum_backward_weights, aspp_sum_backward_x
+from deeplab_fast.reference.atrous_conv2d import atrous_conv2d, atrous_conv2d_backward, relu_backward
+from deeplab_fast.reference.dense_crf import (
     PairwiseKernel,
     build_kernel,
-    build_lattice,
     dense_crf,
-    mean_field_step,
-    permutohedral_filter,
-)
-from deeplab_fast.reference.crf_backward import (
     dense_crf_backward,
     dense_crf_history,
-    permutohedral_filter_backward_features,
+    mean_field_step,
 )
+from deeplab_fast.reference.lattice import Lattice, build_lattice
 from deeplab_fast.reference.pairwise_energy import pairwise_energy, pairwise_energy_backward
+from deeplab_fast.reference.permutohedral_filter import permutohedral_filter, permutohedral_filter_backward_features
+from deeplab_fast.reference.upsample import upsample_argmax, upsample_softmax, upsample_softmax_backward
 
 __all__ = [
     "NORMALIZE_AFTER",
@@ -35,7 +28,10 @@ __all__ = [
     "Lattice",
     "PairwiseKernel",
     "aspp_sum",
+    "aspp_sum_backward_weights",
+    "aspp_sum_backward_x",
     "atrous_conv2d",
+    "atrous_conv2d_backward",
     "build_kernel",
     "build_lattice",
     "dense_crf",
@@ -46,6 +42,8 @@ __all__ = [
     "pairwise_energy_backward",
     "permutohedral_filter",
     "permutohedral_filter_backward_features",
+    "relu_backward",
     "upsample_argmax",
     "upsample_softmax",
+    "upsample_softmax_backward",
 ]

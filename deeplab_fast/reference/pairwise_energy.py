@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from deeplab_fast.reference.crf import permutohedral_filter
+from deeplab_fast.reference.permutohedral_filter import permutohedral_filter
 
 
 def scaled(values: Tensor, factor: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
-from deeplab_fast.ops import KERNEL_DIMENSIONS
+from deeplab_fast.ops.permutohedral_filter import KERNEL_DIMENSIONS
 from deeplab_fast.pydensecrf._backend import apply_num_threads
 
 

@@ -1,86 +1,149 @@
-"""The gradients of the dense CRF in plain PyTorch, written out: what compiled kernels compute, and what it takes.
+"""`dense_crf` and its gradient in plain PyTorch, to be read beside the paper.
 
-They equal what autograd makes of `deeplab_fast.reference.crf`, but hold one Q per iteration instead of every
-intermediate. Letters, and shapes of tables, are as there.
+Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011 (here:
+Krähenbühl). All of it is differentiable by autograd, to features as well. The gradient written out, which is what
+compiled kernels compute, equals that, but holds one Q per iteration instead of every intermediate.
+
+Letters, and shapes of tables, are as in `deeplab_fast.reference.lattice`; K classes (labels).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deeplab_fast._arguments import NORMALIZE_SYMMETRIC, sum_dtype
-from deeplab_fast.reference.crf import (
-    Lattice,
-    PairwiseKernel,
-    build_kernels,
-    build_lattice,
-    elevate,
-    embedding_scales,
-    find_simplex,
+from deeplab_fast._arguments import (
+    NO_NORMALIZATION,
+    NORMALIZE_AFTER,
+    NORMALIZE_BEFORE,
+    NORMALIZE_SYMMETRIC,
+    Compat,
+    Features,
+    Normalization,
+    check_crf_arguments,
+    sum_dtype,
+)
+from deeplab_fast.reference.lattice import Lattice, build_lattice
+from deeplab_fast.reference.permutohedral_filter import (
+    filter_backward_weights,
     in_shape_of,
-    mean_field_step,
+    weights_backward_features,
 )
 
 
-def permutohedral_filter_backward_features(
-    grad: Tensor, values: Tensor, features: Tensor, reverse: bool = False
+@dataclass(frozen=True)
+class PairwiseKernel:
+    """One pairwise term: a normalised Gaussian kernel and a label compatibility (Krähenbühl, equation 2).
+
+    Attributes:
+        lattice: of the kernel's features.
+        before, after: (P, 1), factors of the normalisation, or None for 1.
+        compat: (), (K,) or (K, K), see `dense_crf`.
+    """
+
+    lattice: Lattice
+    before: Tensor | None
+    after: Tensor | None
+    compat: Tensor
+
+    def energy(self, Q: Tensor) -> Tensor:
+        """Message passing and compatibility transform (Krähenbühl, algorithm 1): (P, K) -> (P, K)."""
+        filtered = self.lattice.filter_rows(Q if self.before is None else self.before * Q)
+        return self.transform(filtered if self.after is None else self.after * filtered)
+
+    def transform(self, filtered: Tensor) -> Tensor:
+        """The compatibility transform, (P, K) -> (P, K). It is symmetric, so its own adjoint."""
+        if self.compat.ndim == 0:
+            return -self.compat * filtered
+        if self.compat.ndim == 1:
+            return filtered * self.compat
+        return filtered @ (0.5 * (self.compat + self.compat.t()))
+
+
+def build_kernel(features: Tensor, compat: Tensor, normalization: int) -> PairwiseKernel:
+    """Of features (D, P); `compat` is in the dtype to compute in."""
+    lattice = build_lattice(features)
+    before = after = None
+    if normalization != NO_NORMALIZATION:
+        factor = 1 / (lattice.filter_rows(compat.new_ones(features.shape[1], 1)) + 1e-20)
+        if normalization == NORMALIZE_SYMMETRIC:
+            factor = factor.sqrt()
+        before = factor if normalization in (NORMALIZE_BEFORE, NORMALIZE_SYMMETRIC) else None
+        after = factor if normalization in (NORMALIZE_AFTER, NORMALIZE_SYMMETRIC) else None
+    return PairwiseKernel(lattice, before, after, compat)
+
+
+def build_kernels(
+    n: int, features: Sequence[Tensor], compats: Sequence[Tensor], normalizations: Sequence[int]
+) -> list[PairwiseKernel]:
+    """Those of image n; `features` are (N, D, *S)."""
+    return [
+        build_kernel(kernel_features[n].flatten(1), compat, number)
+        for kernel_features, compat, number in zip(features, compats, normalizations, strict=True)
+    ]
+
+
+def mean_field_step(Q: Tensor, unary: Tensor, kernels: Sequence[PairwiseKernel]) -> Tensor:
+    """One iteration of Krähenbühl's algorithm 1: Q, unary (P, K) -> Q (P, K)."""
+    energy = unary
+    for kernel in kernels:
+        energy = energy + kernel.energy(Q)
+    return torch.softmax(-energy, dim=1)
+
+
+def dense_crf(
+    unary: Tensor,
+    features: Features,
+    compat: Compat,
+    iterations: int,
+    normalization: Normalization = NORMALIZE_SYMMETRIC,
+    collapse: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
-    """Gradient of sum(grad · permutohedral_filter(values, features, reverse)) to the features.
+    """Mean-field inference in a fully connected CRF with Gaussian pairwise terms, with pydensecrf's semantics.
+
+    Q = softmax(-unary), then `iterations` times Q = softmax(-unary - sum_k compat_k(filter_k(Q))).
 
     Args:
-        grad, values: (N, C, *S), floating.
-        features: (N, D, *S), floating.
-        reverse: as the filter's.
+        unary: (N, K, *S), floating: energies, that is, negative log probabilities.
+        features: (N, D, *S), floating, in units of standard deviations; or a sequence of such, one a kernel. Lattices
+            are built in float64 if unary and features are both float64, else in float32.
+        compat: label compatibility of the kernel: a number w (Potts: energy -w·F, so positive attracts), a vector (K,)
+            (energy +v_k·F_k, so positive repels) or a matrix (K, K) (energy +½(m+mᵀ)·F), F being the filtered Q.
+            A list or a tuple holds one compat for each kernel; so a vector must be a tensor or an array.
+        iterations: number of mean-field iterations, 0 or more.
+        normalization: "symmetric", "before", "after", "none" or pydensecrf's number for it; or a sequence of such.
+        collapse: labels that are proven to stay below this probability everywhere may be computed together; the
+            reference never does. 0 to below 1.
+        recompute: has no effect on the reference, whose gradients are autograd's.
 
     Returns:
-        (N, D, *S), dtype of `features`, or float32 for 16-bit ones.
+        Q (N, K, *S), dtype and memory format of `unary`. Sums are in its dtype, but for 16-bit ones in float32.
+
+    Raises:
+        TypeError: for a tensor that is not floating, or iterations that are no integer.
+        ValueError: for shapes or devices that do not fit, numbers out of range, NaN or infinite features, and lattice
+            coordinates beyond ±32767.
     """
-    dtype = sum_dtype(values)
-    gradients = []
-    for image_grad, image, image_features in zip(
-        grad.flatten(2).to(dtype), values.flatten(2).to(dtype), features.flatten(2), strict=True
-    ):
-        lattice = build_lattice(image_features)
-        weights = filter_backward_weights(lattice, image.t(), image_grad.t(), reverse)
-        gradients.append(weights_backward_features(weights, image_features))
-    return in_shape_of(features.to(sum_dtype(features)), gradients)
+    features, compats, normalizations = check_crf_arguments(
+        unary, features, compat, iterations, normalization, collapse
+    )
+    beliefs = []
+    with torch.autocast(unary.device.type, enabled=False):
+        for n, image_unary in enumerate(unary.flatten(2).transpose(1, 2).to(sum_dtype(unary))):
+            kernels = build_kernels(n, features, compats, normalizations)
+            Q = torch.softmax(-image_unary, dim=1)
+            for _ in range(iterations):
+                Q = mean_field_step(Q, image_unary, kernels)
+            beliefs.append(Q.t())
+    return in_shape_of(unary, beliefs)
 
 
-def filter_backward_weights(lattice: Lattice, rows: Tensor, grad: Tensor, reverse: bool = False) -> Tensor:
-    """Gradient of sum(grad · filter(rows)), both (P, C), to the barycentric weights: (P, D+1).
-
-    The weights occur twice: slicing a vertex, its gradient meets the vertex's blurred value; splatting to it, the value
-    meets the gradient that comes back to the vertex.
-    """
-    blurred = lattice.blur(lattice.splat(rows), reverse)
-    back = lattice.blur(lattice.splat(grad), not reverse)
-    by_remainder = [
-        (grad * blurred[vertex]).sum(dim=1) + (rows * back[vertex]).sum(dim=1) for vertex in lattice.vertices.t()
-    ]
-    return torch.stack(by_remainder, dim=1) / (1 + 2.0 ** -lattice.keys.shape[1])
-
-
-def weights_backward_features(weights_grad: Tensor, features: Tensor) -> Tensor:
-    """From a gradient to barycentric weights (P, D+1) to one to features: (D, P), dtype of the lattice.
-
-    Within its simplex a point's weights are linear in its features, by the steps of `build_lattice` in reverse.
-    """
-    features = features.to(sum_dtype(features))
-    size = len(features) + 1
-    _, rank = find_simplex(elevate(features))
-    by_vertex = weights_grad.to(features.dtype).t().flip(0)
-    by_rank = by_vertex - by_vertex.roll(1, dims=0)
-    elevated = by_rank.gather(0, rank) / size
-    axis = torch.arange(1, size, device=features.device, dtype=features.dtype)[:, None]
-    scaled = elevated.cumsum(dim=0)[:-1] - axis * elevated[1:]
-    return scaled * scaled.new_tensor(embedding_scales(size - 1, features.dtype))[:, None]
-
-
-# --- Mean field ----------------------------------------------------------------------------------------------------
+# --- Gradient ------------------------------------------------------------------------------------------------------
 
 
 def dense_crf_history(

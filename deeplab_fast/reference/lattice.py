@@ -1,11 +1,7 @@
-"""The permutohedral lattice and the dense CRF in plain PyTorch, to be read beside the papers.
+"""The permutohedral lattice in plain PyTorch, to be read beside the paper.
 
-Permutohedral lattice: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-Eurographics 2010 (here: Adams). Dense CRF: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
-Gaussian Edge Potentials", NIPS 2011 (here: Krähenbühl).
-
-All of it is differentiable by autograd, to features as well; `deeplab_fast.reference.crf_backward` has the same
-gradients written out.
+Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010 (here:
+Adams). Differentiable by autograd, to features as well.
 
 Letters: N batch, C channels, K classes (labels), D feature dimensions, *S the spatial axes, P the points of one
 image (the product of S), M the vertices of its lattice. Tables inside are (P, C) and (M, C), as rows are gathered.
@@ -14,34 +10,16 @@ image (the product of S), M the vertices of its lattice. Tables inside are (P, C
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from deeplab_fast._arguments import (
-    NO_NORMALIZATION,
-    NORMALIZE_AFTER,
-    NORMALIZE_BEFORE,
-    NORMALIZE_SYMMETRIC,
-    Compat,
-    Features,
-    Normalization,
-    check_crf_arguments,
-    check_filter_arguments,
-    check_floating,
-    lattice_dtype,
-    shape_of,
-    sum_dtype,
-)
+from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
 
 KEY_LIMIT = 32767  # pydensecrf keeps lattice coordinates in 16 bits, and wraps around beyond
 POINTS_AT_ONCE = 4  # as many as pydensecrf embeds at once
-
-
-# --- The permutohedral lattice ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -244,149 +222,3 @@ def _find_neighbours(index: _KeyIndex) -> Tensor:
             step[axis] = dimensions
         neighbours.append(torch.stack([index.find(index.keys + step), index.find(index.keys - step)]))
     return torch.stack(neighbours)
-
-
-# --- Ops ----------------------------------------------------------------------------------------------------------
-
-
-def permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False) -> Tensor:
-    """Gaussian filtering on the permutohedral lattice: about sum_j exp(-|f_i - f_j|²/2) v_j, times a constant.
-
-    What pydensecrf computes between its normalisations: alpha is included, nothing is divided by.
-
-    Args:
-        values: (N, C, *S), floating.
-        features: (N, D, *S), floating, in units of standard deviations. The lattice is built in float64 if values and
-            features are both float64, else in float32.
-        reverse: blur the axes in reverse order, which is the adjoint.
-
-    Returns:
-        (N, C, *S), dtype and memory format of `values`. Sums are in its dtype, but for 16-bit ones in float32.
-
-    Raises:
-        TypeError: for a tensor that is not floating.
-        ValueError: for shapes or devices that do not fit, NaN or infinite features, and lattice coordinates beyond
-            ±32767.
-    """
-    check_filter_arguments(values, features)
-    images = values.flatten(2).to(sum_dtype(values))
-    features = features.to(lattice_dtype(features, values))
-    filtered = [
-        build_lattice(image_features).filter(image, reverse)
-        for image, image_features in zip(images, features.flatten(2), strict=True)
-    ]
-    return in_shape_of(values, filtered)
-
-
-@dataclass(frozen=True)
-class PairwiseKernel:
-    """One pairwise term: a normalised Gaussian kernel and a label compatibility (Krähenbühl, equation 2).
-
-    Attributes:
-        lattice: of the kernel's features.
-        before, after: (P, 1), factors of the normalisation, or None for 1.
-        compat: (), (K,) or (K, K), see `dense_crf`.
-    """
-
-    lattice: Lattice
-    before: Tensor | None
-    after: Tensor | None
-    compat: Tensor
-
-    def energy(self, Q: Tensor) -> Tensor:
-        """Message passing and compatibility transform (Krähenbühl, algorithm 1): (P, K) -> (P, K)."""
-        filtered = self.lattice.filter_rows(Q if self.before is None else self.before * Q)
-        return self.transform(filtered if self.after is None else self.after * filtered)
-
-    def transform(self, filtered: Tensor) -> Tensor:
-        """The compatibility transform, (P, K) -> (P, K). It is symmetric, so its own adjoint."""
-        if self.compat.ndim == 0:
-            return -self.compat * filtered
-        if self.compat.ndim == 1:
-            return filtered * self.compat
-        return filtered @ (0.5 * (self.compat + self.compat.t()))
-
-
-def build_kernel(features: Tensor, compat: Tensor, normalization: int) -> PairwiseKernel:
-    """Of features (D, P); `compat` is in the dtype to compute in."""
-    lattice = build_lattice(features)
-    before = after = None
-    if normalization != NO_NORMALIZATION:
-        factor = 1 / (lattice.filter_rows(compat.new_ones(features.shape[1], 1)) + 1e-20)
-        if normalization == NORMALIZE_SYMMETRIC:
-            factor = factor.sqrt()
-        before = factor if normalization in (NORMALIZE_BEFORE, NORMALIZE_SYMMETRIC) else None
-        after = factor if normalization in (NORMALIZE_AFTER, NORMALIZE_SYMMETRIC) else None
-    return PairwiseKernel(lattice, before, after, compat)
-
-
-def build_kernels(
-    n: int, features: Sequence[Tensor], compats: Sequence[Tensor], normalizations: Sequence[int]
-) -> list[PairwiseKernel]:
-    """Those of image n; `features` are (N, D, *S)."""
-    return [
-        build_kernel(kernel_features[n].flatten(1), compat, number)
-        for kernel_features, compat, number in zip(features, compats, normalizations, strict=True)
-    ]
-
-
-def mean_field_step(Q: Tensor, unary: Tensor, kernels: Sequence[PairwiseKernel]) -> Tensor:
-    """One iteration of Krähenbühl's algorithm 1: Q, unary (P, K) -> Q (P, K)."""
-    energy = unary
-    for kernel in kernels:
-        energy = energy + kernel.energy(Q)
-    return torch.softmax(-energy, dim=1)
-
-
-def dense_crf(
-    unary: Tensor,
-    features: Features,
-    compat: Compat,
-    iterations: int,
-    normalization: Normalization = NORMALIZE_SYMMETRIC,
-    collapse: float = 0.0,
-    recompute: bool = False,
-) -> Tensor:
-    """Mean-field inference in a fully connected CRF with Gaussian pairwise terms, with pydensecrf's semantics.
-
-    Q = softmax(-unary), then `iterations` times Q = softmax(-unary - sum_k compat_k(filter_k(Q))).
-
-    Args:
-        unary: (N, K, *S), floating: energies, that is, negative log probabilities.
-        features: (N, D, *S), floating, in units of standard deviations; or a sequence of such, one a kernel. Lattices
-            are built in float64 if unary and features are both float64, else in float32.
-        compat: label compatibility of the kernel: a number w (Potts: energy -w·F, so positive attracts), a vector (K,)
-            (energy +v_k·F_k, so positive repels) or a matrix (K, K) (energy +½(m+mᵀ)·F), F being the filtered Q.
-            A list or a tuple holds one compat for each kernel; so a vector must be a tensor or an array.
-        iterations: number of mean-field iterations, 0 or more.
-        normalization: "symmetric", "before", "after", "none" or pydensecrf's number for it; or a sequence of such.
-        collapse: labels that are proven to stay below this probability everywhere may be computed together; the
-            reference never does. 0 to below 1.
-        recompute: has no effect on the reference, whose gradients are autograd's.
-
-    Returns:
-        Q (N, K, *S), dtype and memory format of `unary`. Sums are in its dtype, but for 16-bit ones in float32.
-
-    Raises:
-        TypeError: for a tensor that is not floating, or iterations that are no integer.
-        ValueError: for shapes or devices that do not fit, numbers out of range, NaN or infinite features, and lattice
-            coordinates beyond ±32767.
-    """
-    features, compats, normalizations = check_crf_arguments(
-        unary, features, compat, iterations, normalization, collapse
-    )
-    beliefs = []
-    with torch.autocast(unary.device.type, enabled=False):
-        for n, image_unary in enumerate(unary.flatten(2).transpose(1, 2).to(sum_dtype(unary))):
-            kernels = build_kernels(n, features, compats, normalizations)
-            Q = torch.softmax(-image_unary, dim=1)
-            for _ in range(iterations):
-                Q = mean_field_step(Q, image_unary, kernels)
-            beliefs.append(Q.t())
-    return in_shape_of(unary, beliefs)
-
-
-def in_shape_of(like: Tensor, images: list[Tensor]) -> Tensor:
-    """The images, (C, P) each, as one tensor of shape, dtype and memory format of `like`."""
-    out = torch.empty_like(like)
-    return out.copy_(torch.stack(images).reshape(like.shape)) if images else out

@@ -1,0 +1,56 @@
+"""`aspp_sum` and its gradients in plain PyTorch; in float32 for 16-bit inputs, rounded once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from deeplab_fast._arguments import sum_dtype
+from deeplab_fast._conv_arguments import check_aspp_arguments
+from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
+
+
+def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, rates: Sequence[int] = (6, 12, 18, 24)):
+    """Sum over branches b of conv2d(x, weights[b], dilation=rates[b]) with "same" padding, + bias (Chen, figure 7).
+
+    x (N, C, H, W), weights[b] (K, C, kh, kw) with odd kh and kw, bias (K,) -> (N, K, H, W)
+    """
+    check_aspp_arguments(x, weights, bias, rates)
+    dtype = sum_dtype(x)
+    total = sum(
+        conv2d(x.to(dtype), weight.to(dtype), *same_geometry(weight, rate))
+        for weight, rate in zip(weights, rates, strict=True)
+    )
+    if bias is not None:
+        total = total + bias.to(dtype)[:, None, None]
+    return total.to(x.dtype)
+
+
+def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
+    """Gradient of `aspp_sum` to x, from that to its result: grad (N, K, H, W) -> (N, C, H, W)."""
+    dtype = sum_dtype(grad)
+    x = grad[:, :1].expand(-1, weights[0].shape[1], -1, -1)  # for its shape
+    return sum(
+        conv2d_backward_x(grad.to(dtype), x, weight.to(dtype), *same_geometry(weight, rate))
+        for weight, rate in zip(weights, rates, strict=True)
+    ).to(grad.dtype)
+
+
+def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
+    """Gradient of `aspp_sum` to each weight, in its dtype; of the weights only shape and dtype are looked at."""
+    dtype = sum_dtype(grad)
+    return [
+        conv2d_backward_weight(grad.to(dtype), x.to(dtype), weight, *same_geometry(weight, rate)).to(weight.dtype)
+        for weight, rate in zip(weights, rates, strict=True)
+    ]
+
+
+def same_padding(weight: Tensor, rate: int) -> tuple[int, int]:
+    """The padding at which a dilated convolution keeps height and width."""
+    return rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)
+
+
+def same_geometry(weight: Tensor, rate: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Stride, padding and dilation of one branch."""
+    return (1, 1), same_padding(weight, rate), (rate, rate)

@@ -1,0 +1,71 @@
+"""`atrous_conv2d` and its gradients in plain PyTorch.
+
+Sums are in float32 for 16-bit inputs, and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deeplab_fast._arguments import sum_dtype
+from deeplab_fast._conv_arguments import Pair, check_atrous_arguments
+from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
+
+
+def atrous_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(scale · conv2d(x, weight) + bias + residual): convolution, frozen batch norm, residual add and ReLU.
+
+    x (N, C, H, W), weight (K, C, kh, kw), bias (K,), scale (K,), residual (N, K, H', W') -> (N, K, H', W')
+    """
+    stride, padding, dilation = check_atrous_arguments(x, weight, bias, stride, padding, dilation, scale, residual)
+    dtype = sum_dtype(x)
+    out = conv2d(x.to(dtype), weight.to(dtype), stride, padding, dilation)
+    if scale is not None:
+        out = out * scale.to(dtype)[:, None, None]
+    if bias is not None:
+        out = out + bias.to(dtype)[:, None, None]
+    if residual is not None:
+        out = out + residual.to(dtype)
+    return (out.relu() if relu else out).to(x.dtype)
+
+
+def atrous_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> list[Tensor]:
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
+    dtype = sum_dtype(grad)
+    grad, geometry, result = grad.to(dtype), (stride, padding, dilation), []
+    if need_x:
+        scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
+        result.append(conv2d_backward_x(grad, x, scaled, *geometry).to(x.dtype))
+    if need_weight:
+        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, *geometry).to(weight.dtype))
+    return result
+
+
+def relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """grad (N, K, H, W) where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
+    masked = torch.where(out > 0, grad, 0)
+    return masked, masked.sum((0, 2, 3), dtype=sum_dtype(grad))
