@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deeplab_fast import data, models
+from deeplab_fast import data, files, models
 from deeplab_fast.config import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig, parse_config
 from deeplab_fast.crf import CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor
@@ -47,6 +48,15 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
         "shapes": data.Shapes,
     }
     return makers[config.kind](config.root, split, on_error=config.on_error)
+
+
+def inputs_of(
+    config: Config, datasets: Iterable[data.SegmentationDataset], *others: os.PathLike[str] | str | None
+) -> files.Inputs:
+    """What a command by a configuration reads: its sets' files, its weights, and others; None is left out."""
+    lists = [config.data.train, config.data.val] if config.data.kind == "folder" else []
+    places = [path for dataset in datasets for path in dataset.inputs()]
+    return files.Inputs([*places, *filter(None, [*lists, config.model.weights, *others])])
 
 
 def classes_of(config: DataConfig) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def test_train_that_diverges(folder):
         (2, r"--weights is missing, and .*/empty has neither best\.pth nor last\.pth", ["--set", "output={f}/empty"]),
         (2, r"--device: is 'gpu', should be auto, cpu or cuda$", ["--device", "gpu"]),
         (1, r"list of the split 'extra' not found", ["--split", "extra"]),
-        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
+        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
         (1, r"output must be a folder, .*broken\.jpg is a file$", ["--save-png", "{f}/broken.jpg/labels"]),
         (1, r"crf\.preset: is 'voc': input should be 'deeplab'", ["--crf", "--set", "crf.preset=voc"]),
     ],
@@ -149,7 +149,7 @@ def test_eval(folder, code, message, words):
         (2, r"--iterations must be whole numbers separated by commas, was '2\.5'$", ["--iterations", "2.5"]),
         (1, r"folder not found: .*/none$", ["--logits", "{f}/none"]),
         (1, r"/empty has no file for any image of the set", []),
-        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
+        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
         (1, r"output must be a file, .*/empty is a folder$", ["-o", "{f}/empty"]),
     ],
 )
@@ -181,7 +181,7 @@ def test_predict(folder, code, message, words):
     ("code", "message", "words"),
     [
         (2, r"--out must end in \.pth, was .*new\.pt$", ["{f}/seven.pth", "-o", "{f}/new.pt"]),
-        (2, r"seven\.pth is the input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
+        (2, r"seven\.pth is an input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
         (2, r"--model must be one of .*, was 'resnet'$", ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "resnet"]),
         (2, r"--classes is missing, and the names in .*other\.pth do not tell", ["{f}/other.pth", "-o", "{f}/new.pth"]),
         (1, r"weights not found: .*none\.pth$", ["{f}/none.pth", "-o", "{f}/new.pth"]),

@@ -115,12 +115,14 @@ def test_missing_and_unfit_logits(logits, tmp_path):
         search(tmp_path / "missing", FakeDataset(5), {})
     with pytest.raises(FileNotFoundError, match=r"has no file for any image of the set, should hold \{name\}\.npy"):
         search(tmp_path, FakeDataset(5), {})
-    with pytest.warns(UserWarning, match="2 of 7 images have no logits"):
-        assert len(search(logits, FakeDataset(7), {"iterations": [0]})) == 2
+    with pytest.raises(FileNotFoundError, match="2 of 7 images have no scores in .*, the first picture5; --skip-mi"):
+        search(logits, FakeDataset(7), {"iterations": [0]})
+    with pytest.warns(UserWarning, match="2 of 7 images have no scores in .*, they were left out"):
+        assert len(search(logits, FakeDataset(7), {"iterations": [0]}, skip_missing=True)) == 2
     with pytest.raises(ValueError, match="dataset: picture3 has no labels, a search needs them"):
         search(logits, FakeDataset(5, unlabelled=(3,)), {"iterations": [0]})
-    np.save(tmp_path / "picture0.npy", np.zeros((5, 2, 2), np.float32))
-    with pytest.raises(ValueError, match=r"picture0\.npy is float32 \(5, 2, 2\), should be floating \(4, h, w\)"):
+    np.save(tmp_path / "picture0.npy", np.random.default_rng(0).normal(size=(5, 3, 4)))
+    with pytest.raises(ValueError, match=r"picture0\.npy: scores have 5 classes, should have 4"):
         search(tmp_path, FakeDataset(1), {})
     (tmp_path / "picture0.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"picture0\.npy is no readable numpy file"):

@@ -355,10 +355,14 @@ def test_predict_refuses_before_any_work(photos, tmp_path):
     refused(
         r"photo1\.JPG and .*photo1\.png would both be written to .*photo1\.png", [photos, photos / "inside/photo1.png"]
     )
-    refused(r"would replace the input .*photo0\.png, give another folder", photos, photos)
+    refused(r"photo0\.png is an input and would be overwritten", photos, photos)
     link = tmp_path / "link"
     link.symlink_to(photos)
-    refused("would replace the input", photos, link)
+    refused("is an input and would be overwritten", photos, link)
+    (tmp_path / "jpegs").mkdir()
+    one = pictures.read_image(photos / "photo0.png")
+    pictures.save_image(tmp_path / "jpegs" / "photo.jpg", one)
+    refused("would lie in .*jpegs, which is read from", tmp_path / "jpegs", tmp_path / "jpegs")
     pictures.save_image(photos / "photo0-overlay.png", scene((20, 20), 0)[0])
     refused(r"photo0-overlay\.png and .*photo0\.png would both be written", photos, overlay=True)
     refused("overlay: is 'gif'", photos, overlay="gif")

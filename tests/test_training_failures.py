@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_trainings import environment, file_size_limit, logged, python, small_config, write_set
 
-from deeplab_fast import data
+from deeplab_fast import data, files
 from deeplab_fast.config import parse_config
 from deeplab_fast.training import SegmentationLoss, TrainingLog, checkpoints, read_log, train
 
@@ -65,7 +65,7 @@ def test_killed_at_any_moment(root, tmp_path):
         assert process.returncode == -signal.SIGKILL, error
         steps.append(checkpoints.load(last)["step"])
         assert steps[-1] > steps[-2]
-    (output / ".last.pth.0123abcd.partial").write_bytes(b"half")
+    files._partial_name(output).write_bytes(b"half")
     result = train(config, quiet=True, resume=True, stop_after=steps[-1] + 2)
     assert result.step == steps[-1] + 2
     assert [int(line[0]) for line in logged(output)] == list(range(1, result.step + 1))

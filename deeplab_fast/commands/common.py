@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deeplab_fast.files import DestinationError
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +39,47 @@ class WrongUse(Exception):
     """Options that make no sense, alone or together: exit code 2."""
 
 
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which ends a process at once, raises Terminated, so that what is half-written is taken away.
+
+    Signals belong to the main thread: in another one, nothing is changed. A worker process that is forked inside ends
+    at once, as ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != process:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def reported(command: str, debug: bool) -> Iterator[None]:
     """Turn every failure into one line on stderr and an exit code; with ``debug`` show the traceback, too."""
     try:
-        yield
+        with sigterm_raises():
+            yield
     except (typer.Exit, typer.Abort):
         raise
-    except WrongUse as error:
+    except Terminated:
+        typer.echo(f"deeplab-fast {command}: terminated", err=True)
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    except (WrongUse, DestinationError) as error:
         typer.echo(f"deeplab-fast {command}: wrong use: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as error:
@@ -92,15 +129,6 @@ def chosen_device(option: str | None, entry: str) -> torch.device:
         return device_of(option)
     except ValueError as error:
         raise WrongUse(f"--{error}") from error
-
-
-def check_folder(path: Path) -> None:
-    """Raise, before any work is done, if files cannot be written to a folder, which is made later if need be."""
-    there = next(one for one in (path, *path.parents) if one.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"output must be a folder, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"folder is not writable: {there}")
 
 
 def is_first_process() -> bool:

@@ -32,16 +32,14 @@ def convert_command(
     with reported("convert", debug), warnings_as_notes():
         if out.suffix != ".pth":
             raise WrongUse(f"--out must end in .pth, was {out}")
-        if out.resolve() == source.resolve():
-            raise WrongUse(f"{out} is the input and would be overwritten")
         import torch
 
-        from deeplab_fast import models, pictures
+        from deeplab_fast import files, models
         from deeplab_fast.from_config import class_count
 
         if model not in models.NAMES:
             raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
-        pictures.check_destination(out)
+        files.check_destination(out, [source])
         classes = class_count(source) if classes is None else classes
         if without_classifier:
             classes = classes or 1  # nothing of it is written
@@ -57,7 +55,7 @@ def convert_command(
             own = {id(parameter) for module in models.classifier_modules(network) for parameter in module.parameters()}
             left_out = [name for name, parameter in network.named_parameters() if id(parameter) in own]
             state = {name: tensor for name, tensor in state.items() if name not in left_out}
-        pictures.atomic_write(out, lambda file: torch.save(state, file))
+        files.atomic_write(out, lambda file: torch.save(state, file))
         for note in report.notes:
             typer.echo(note)
         typer.echo(f"{report.loaded} tensors for {model}, written: {out}")

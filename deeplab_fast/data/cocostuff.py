@@ -126,3 +126,7 @@ class COCOStuff164k(FileDataset):
         origin = f"in {images}"
         entries = [Entry(name, images / f"{name}.jpg", labels / f"{name}.png", origin) for name in names]
         super().__init__(entries, COCOSTUFF_CLASSES, source=images, on_error=on_error)
+
+    def inputs(self) -> list[Path]:
+        others = [self.root / part / split for part in ("images", "annotations") for split in self.SPLITS]
+        return [*super().inputs(), *others]

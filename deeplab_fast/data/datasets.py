@@ -165,6 +165,9 @@ class Folder(FileDataset):
         entries = [self._entry(line, origin, found) for line, origin in lines]
         super().__init__(entries, classes, source=source, palette=palette, on_error=on_error)
 
+    def inputs(self) -> list[Path]:
+        return [*super().inputs(), self.images, *([self.labels] if self.labels is not None else [])]
+
     def _entry(self, line: str, origin: str, found: dict[str, list[Path]]) -> Entry:
         if line.lower().endswith(IMAGE_ENDINGS):
             image = self.images / line

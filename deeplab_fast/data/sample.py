@@ -117,6 +117,10 @@ class SegmentationDataset(Dataset):
             self.report([problem])
         return problem
 
+    def inputs(self) -> list[Path]:
+        """The files and folders that samples are read from, where nothing may be written."""
+        return []
+
     def _read(self, index: int) -> Sample:
         raise NotImplementedError
 
@@ -153,6 +157,11 @@ class FileDataset(SegmentationDataset):
             raise ValueError(f"{source}: names no samples, should name at least one")
         super().__init__([entry.name for entry in entries], classes, palette=palette, on_error=on_error)
         self.entries = list(entries)
+        self._source = source
+
+    def inputs(self) -> list[Path]:
+        files = [path for entry in self.entries for path in (entry.image, entry.label) if path is not None]
+        return [self._source, *sorted({path.parent for path in files})]
 
     def _read(self, index: int) -> Sample:
         entry = self.entries[index]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PARTIAL = ".partial"
+from deeplab_fast.files import atomic_write
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -20,13 +18,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; it names the file and says why.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with open(beside, "xb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())  # a rename may reach the disk before the content
-        os.replace(beside, path)
+        atomic_write(path, lambda file: torch.save(content, file), sync=True)
     except (OSError, RuntimeError) as error:
         reason = _reason(error)
         raise OSError(
@@ -34,8 +27,6 @@ def save(path: Path, content: dict[str, Any]) -> None:
             f"checkpoint could not be written: {reason}; the one before is kept",
             str(path),
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -46,12 +37,6 @@ def _reason(error: BaseException) -> BaseException:
             return cause
         cause = cause.__cause__ or cause.__context__
     return error
-
-
-def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

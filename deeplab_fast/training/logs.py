@@ -7,8 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deeplab_fast.pictures import atomic_write
+from deeplab_fast.files import atomic_write
 
+LOG = "log.csv"
 COLUMNS = ("step", "loss", "lr", "images_per_second", "seconds", "mean_iou", "pixel_accuracy")
 
 
@@ -26,7 +27,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False):
-        self.path = folder / "log.csv"
+        self.path = folder / LOG
         kept = [row for row in read_log(self.path) if int(row["step"]) <= step] if step and self.path.exists() else []
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)

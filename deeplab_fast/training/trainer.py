@@ -18,12 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
-from deeplab_fast.from_config import DTYPES, device_of, make_dataset, make_model
+from deeplab_fast.files import check_destination, remove_abandoned
+from deeplab_fast.from_config import DTYPES, device_of, inputs_of, make_dataset, make_model
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
 from deeplab_fast.training.interrupts import asked_to_stop
 from deeplab_fast.training.loading import batches
-from deeplab_fast.training.logs import TrainingLog
+from deeplab_fast.training.logs import LOG, TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
 from deeplab_fast.training.processes import Processes, processes, synchronise_batch_norm
@@ -137,10 +138,13 @@ class Trainer:
         state = checkpoints.load(last) if resume else None
         if state is None and last.exists():
             raise FileExistsError(f"output: {last} exists; go on from it (--resume) or choose another folder")
+        sets = [self.dataset, *([] if self.validation is None else [self.validation])]
+        for name in (LAST, BEST, LOG):
+            check_destination(folder / name, inputs_of(self.config, sets), new_folder=True)
         self.group.wait()
         if self.group.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.remove_partial(folder)
+            remove_abandoned(folder)
         return state
 
     def _restore(self, state: dict[str, Any]) -> None:
