@@ -223,10 +223,10 @@ def _check_classes_first(scores: NDArray[Any], size: tuple[int, int], classes: i
         decided = first == classes
     elif sums[0] != sums[2]:
         decided = sums[0]
+    elif khw == 0 and _fit((last, middle), size) > hwk:
+        raise ValueError(f"{what}: height and width seem to be swapped")
     elif khw != hwk:
         decided = khw > hwk
-    elif khw == 0 and _fit((last, middle), size):
-        raise ValueError(f"{what}: height and width seem to be swapped")
     else:
         both = "both readings fit" if khw else "in neither reading have they the photo's proportions"
         raise ValueError(

@@ -58,7 +58,10 @@ def test_npz_needs_a_choice(folder):
         ((HEIGHT, WIDTH, 3), "classes seem to be the last axis"),
         ((3, WIDTH, HEIGHT), "height and width seem to be swapped"),
         ((3, WIDTH // 4, HEIGHT // 4), "height and width seem to be swapped"),
-        ((HEIGHT, WIDTH), r"one channel with values of -\d\.\d+ to \d\.\d+, no probabilities of a class: --kind logits"),
+        (
+            (HEIGHT, WIDTH),
+            r"one channel with values of -\d\.\d+ to \d\.\d+, no probabilities of a class: --kind logits",
+        ),
         ((2, 3, HEIGHT, WIDTH), r"had shape \(2, 3, 40, 56\)"),
         ((0, HEIGHT, WIDTH), "non-empty"),
         ((257, 5, 7), "classes must be 1 to 256"),
@@ -91,6 +94,58 @@ def test_labels_that_do_not_fit(folder):
     fails(folder, 1, "labels of 30×20 do not fit the photo's 56×40", "photo.png", "small.png")
     pictures.save_labels(folder / "unsure.png", np.full((HEIGHT, WIDTH), 255))
     fails(folder, 1, "every pixel is unsure", "photo.png", "unsure.png")
+
+
+VALUES = "--values says what each value means, as in --values 0:0,255:1"
+
+
+@pytest.mark.parametrize("options", [[], ["--classes", "2"], ["--classes", "21"]])
+def test_labels_with_one_class_left(folder, options):
+    truth = np.load(folder / "truth.npy")
+    Image.fromarray(255 * truth).save(folder / "mask.png")
+    message = (
+        rf"mask\.png: labels must name at least two classes, only 0 is left, the rest being unsure \(255\); {VALUES}"
+    )
+    fails(folder, 1, message, "photo.png", "mask.png", *options)
+    Image.fromarray(0 * truth).save(folder / "zeros.png")
+    fails(folder, 1, f"only 0 is left; {VALUES}", "photo.png", "zeros.png", *options)
+
+
+def test_labels_that_are_hardly_classes(folder):
+    truth = np.load(folder / "truth.npy")
+    Image.fromarray(255 * truth).save(folder / "mask.jpg", quality=75)
+    fails(
+        folder, 1, r"mask\.jpg is a JPEG, which changes values near edges: give labels as PNG", "photo.png", "mask.jpg"
+    )
+    fails(
+        folder,
+        1,
+        r"mask\.jpg: labels hold 1, .* which values does not name",
+        *("photo.png", "mask.jpg", "--values", "0:0,255:1"),
+    )
+    (folder / "mask.jpg").rename(folder / "mask.png")
+    fails(folder, 1, r"mask\.png is a JPEG", "photo.png", "mask.png")
+    smooth = np.random.default_rng(0).integers(0, 255, truth.shape).astype(np.uint8)
+    Image.fromarray(smooth).save(folder / "smooth.png")
+    fails(folder, 1, r"hold 2\d\d different values, as a picture that was compressed", "photo.png", "smooth.png")
+    trimap = np.where(np.arange(WIDTH) < 3, 128, 255 * truth).astype(np.uint8)
+    Image.fromarray(trimap).save(folder / "trimap.png")
+    fails(folder, 1, rf"labels are 0, 128, 255, as a mask's in grey: .*{VALUES}", "photo.png", "trimap.png")
+    fails(
+        folder,
+        1,
+        r"non-empty \(H, W\) array, had shape \(3, 40, 56\)",
+        *("photo.png", "logits.npy", "--kind", "labels"),
+    )
+    np.save(folder / "half.npy", truth / 2)
+    fails(folder, 1, "labels must be whole numbers, were fractions", "photo.png", "half.npy", "--kind", "labels")
+
+
+def test_destinations_that_are_no_files(folder):
+    (folder / "device.png").symlink_to("/dev/null")
+    fails(folder, 2, "output must be a regular file", "photo.png", "logits.npy", "--overlay", "device.png")
+    (folder / "link.png").symlink_to("photo.png")
+    fails(folder, 2, "is an input and would be overwritten", "photo.png", "logits.npy", "--overlay", "link.png")
 
 
 def test_more_pixels_than_can_be(folder, monkeypatch):

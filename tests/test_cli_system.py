@@ -124,6 +124,18 @@ def test_crf_eval_searches_on_the_saved_scores(trained, evaluated, tmp_path):
     assert len((tmp_path / "some.csv").read_text().splitlines()) == 4
 
 
+def test_crf_eval_counts_missing_scores(trained, evaluated, tmp_path):
+    shutil.copytree(evaluated / "logits", tmp_path / "logits")
+    (tmp_path / "logits" / "val_0002.npy").unlink()
+    words = ["crf-eval", "-c", trained / "config.yaml", "--logits", tmp_path / "logits", "-o", tmp_path / "table.csv"]
+    failed = call(*words, "--iterations", 1)
+    assert failed.exit_code == 1
+    assert re.search(r"1 of 4 images have no scores in .*, the first val_0002; --skip-missing goes on", failed.stderr)
+    assert not (tmp_path / "table.csv").exists()
+    result = succeeds(call(*words, "--iterations", 1, "--skip-missing"))
+    assert re.fullmatch(r"note: 1 of 4 images have no scores in .*, they were left out\n", result.stderr)
+
+
 def test_eval_goes_on_without_broken_labels(trained, tmp_path):
     shutil.copytree(trained / "set", tmp_path / "set")
     (tmp_path / "set" / "SegmentationClass" / "val_0001.png").write_bytes(b"broken")

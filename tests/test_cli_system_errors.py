@@ -142,8 +142,42 @@ def test_eval(folder, code, message, words):
 
 
 @pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            r"SegmentationClass is read from, nothing may be written there",
+            ["eval", "--save-png", "{f}/set/SegmentationClass"],
+        ),
+        (r"JPEGImages is read from", ["eval", "--save-logits", "{f}/set/../set/JPEGImages"]),
+        (r"labels is read from", ["eval", "--save-png", "{f}/labels"]),
+        (
+            r"linked/val_0000\.png would lie in .*/SegmentationClass, which is read from",
+            ["eval", "--save-png", "{f}/linked"],
+        ),
+        (r"eval\.json would lie in .*JPEGImages, which is read from", ["eval", "-o", "{f}/set/JPEGImages"]),
+        (r"must be a regular file, /dev/null is", ["crf-eval", "--logits", "{f}/empty", "-o", "/dev/null"]),
+        (r"config\.yaml is an input", ["crf-eval", "--logits", "{f}/empty", "-o", "{f}/config.yaml"]),
+        (
+            r"val\.txt is an input",
+            ["crf-eval", "--logits", "{f}/empty", "-o", "{f}/set/ImageSets/Segmentation/val.txt"],
+        ),
+        (r"last\.pth would lie in .*JPEGImages", ["train", "--quiet", "--set", "output={f}/set/JPEGImages"]),
+    ],
+)
+def test_inputs_are_not_overwritten(folder, message, words):
+    labels, linked = folder / "labels", folder / "linked"
+    if not labels.exists():
+        labels.symlink_to("set/SegmentationClass")
+        linked.mkdir()
+        (linked / "val_0000.png").symlink_to("../set/SegmentationClass/val_0000.png")
+    fails(folder, 2, message, words[0], *CONFIG_WORDS, *words[1:])
+
+
+@pytest.mark.parametrize(
     ("code", "message", "words"),
     [
+        (2, r"--kind must be auto, logits, probabilities or sigmoid, was 'labels'$", ["--kind", "labels"]),
+        (2, r"--layout must be auto, khw or hwk, was 'last'$", ["--layout", "last"]),
         (2, r"--bi-xy-std must be numbers separated by commas, was '3,x'$", ["--bi-xy-std", "3,x"]),
         (2, r"--pos-xy-std must be a positive number, was 0", ["--pos-xy-std", "1,0"]),
         (2, r"--iterations must be whole numbers separated by commas, was '2\.5'$", ["--iterations", "2.5"]),
