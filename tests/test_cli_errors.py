@@ -254,6 +254,7 @@ def test_wrong_options(folder, options, message):
 
 def test_wrong_options_for_labels(folder):
     fails(folder, 2, "--kind logits belongs to scores", "photo.png", "scribbles.png", "--kind", "logits")
+    fails(folder, 2, "--layout belongs to scores", "photo.png", "scribbles.png", "--layout", "khw")
     fails(folder, 2, "--key belongs to a .npz file", "photo.png", "scribbles.png", "--key", "a")
 
 

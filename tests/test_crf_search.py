@@ -155,6 +155,11 @@ def test_scores_that_are_not_finite_or_not_clear(logits, tmp_path):
         with pytest.raises(ValueError, match=rf"picture0\.npy: .*{message}"):
             search(tmp_path, FakeDataset(1), {"iterations": [1]})
     assert search(tmp_path, FakeDataset(1), {"iterations": [1]}, layout="hwk")[0].mean_iou > 0
+    (tmp_path / "picture0.npy").unlink()
+    np.savez(tmp_path / "picture0.npz", scores=values, features=values[:1])
+    with pytest.raises(ValueError, match="holds 2 arrays"):
+        search(tmp_path, FakeDataset(1), {"iterations": [1]})
+    assert search(tmp_path, FakeDataset(1), {"iterations": [1]}, key="scores")[0].mean_iou > 0
 
 
 def test_table_and_csv(logits, tmp_path):

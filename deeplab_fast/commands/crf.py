@@ -197,6 +197,8 @@ def _read_input(
         )
     try:
         if is_labels:
+            if layout != "auto":
+                raise WrongUse("--layout belongs to scores, the input is labels")
             gt_prob = DEFAULT_GT_PROB if of_labels.gt_prob is None else of_labels.gt_prob
             labels = inputs.label_map(array)
             return inputs.from_labels(labels, size, classes, gt_prob, of_labels.unsure, of_labels.values)

@@ -17,7 +17,7 @@ from deeplab_fast.commands.common import (
     warnings_as_notes,
 )
 from deeplab_fast.commands.evaluate import Device
-from deeplab_fast.commands.options import Kind, Layout, SkipMissing, check_scores_options
+from deeplab_fast.commands.options import Key, Kind, Layout, SkipMissing, check_scores_options
 from deeplab_fast.commands.train import Config, Set
 
 Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
@@ -38,6 +38,7 @@ def crf_eval_command(
     random: Annotated[int | None, typer.Option(min=1, help="Try so many, drawn from all (default: all).")] = None,
     kind: Kind = "auto",
     layout: Layout = "auto",
+    key: Key = None,
     skip_missing: SkipMissing = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Images to use (default: all).")] = None,
     split: Annotated[str | None, typer.Option(help="Split that the scores are of (default: data.val).")] = None,
@@ -73,6 +74,7 @@ def crf_eval_command(
                 grid,
                 kind=kind,
                 layout=layout,
+                key=key,
                 skip_missing=skip_missing,
                 limit=limit,
                 random=random,

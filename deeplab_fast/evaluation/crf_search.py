@@ -84,6 +84,7 @@ def search(
     *,
     kind: str = "auto",
     layout: str = "auto",
+    key: str | None = None,
     skip_missing: bool = False,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -100,6 +101,7 @@ def search(
         grid: values to try, by the parameters' names: pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, iterations.
         kind: of the scores: "logits", "probabilities", "sigmoid" or "auto".
         layout: of the scores: "khw", "hwk" or "auto".
+        key: name of the array in a `.npz` that holds several.
         skip_missing: leave out images without scores, with a warning that counts them.
         limit: images to use at most, spread evenly over the set.
         progress: called with the CRFs run and to run.
@@ -122,7 +124,7 @@ def search(
     for index, path in paths.items():  # images outside: each is read once
         sample = _labelled(dataset[index])
         size = sample.image.shape[:2]
-        scores = read_scores(path, size, kind=kind, layout=layout, classes=dataset.num_classes)
+        scores = read_scores(path, size, kind=kind, layout=layout, key=key, classes=dataset.num_classes)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None].to(device)
         with torch.inference_mode():
             labels, prob = _upsampled(scores, size, device)
