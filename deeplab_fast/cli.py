@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 import deeplab_fast
-from deeplab_fast.commands import convert, crf_eval, evaluate, predict, train
+from deeplab_fast.commands import check, convert, crf_eval, evaluate, predict, train
 from deeplab_fast.commands.common import WrongUse, note, reported, spinner, warnings_as_notes
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
@@ -327,8 +327,9 @@ def bench(context: typer.Context) -> None:
 
 # ------------------------------------------------------------------------------ the segmentation system (commands/)
 
+app.command("train", cls=train.ResumeMayTakeAuto)(train.train_command)
 for name, command in {
-    "train": train.train_command,
+    "check": check.check_command,
     "eval": evaluate.evaluate_command,
     "predict": predict.predict_command,
     "convert": convert.convert_command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deeplab_fast.training.interrupts import Terminated
 from deeplab_fast.training.logs import TrainingLog, read_log
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler
@@ -10,6 +11,7 @@ from deeplab_fast.training.trainer import Trainer, TrainingResult, train
 __all__ = [
     "CRFRegularisation",
     "SegmentationLoss",
+    "Terminated",
     "Trainer",
     "TrainingLog",
     "TrainingResult",
