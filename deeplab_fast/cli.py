@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import deeplab_fast
-from deeplab_fast.commands import convert, crf, crf_eval, evaluate, predict, train
+from deeplab_fast.commands import check, convert, crf, crf_eval, evaluate, predict, train
 from deeplab_fast.commands.common import reported
 
 app = typer.Typer(
@@ -76,8 +76,9 @@ def bench(context: typer.Context) -> None:
 
 # ------------------------------------------------------------------------------ the segmentation system (commands/)
 
+app.command("train", cls=train.ResumeMayTakeAuto)(train.train_command)
 for name, command in {
-    "train": train.train_command,
+    "check": check.check_command,
     "eval": evaluate.evaluate_command,
     "predict": predict.predict_command,
     "convert": convert.convert_command,

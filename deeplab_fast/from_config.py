@@ -15,6 +15,7 @@ from deeplab_fast import data, files, models
 from deeplab_fast.config import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig, parse_config
 from deeplab_fast.crf import CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor
+from deeplab_fast.label_values import IGNORE
 from deeplab_fast.nn import DenseCRF
 
 
@@ -32,6 +33,7 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
             list=split or None,
             palette=config.palette,
             ignore_index=config.ignore_index,
+            label_values=_label_values(config),
             on_error=config.on_error,
         )
     if config.generate is not None:
@@ -57,6 +59,12 @@ def inputs_of(
     lists = [config.data.train, config.data.val] if config.data.kind == "folder" else []
     places = [path for dataset in datasets for path in dataset.inputs()]
     return files.Inputs([*places, *filter(None, [*lists, config.model.weights, *others])])
+
+
+def _label_values(config: DataConfig) -> dict[int, int | None] | None:
+    if config.label_values is None:
+        return None
+    return {value: None if meaning == IGNORE else meaning for value, meaning in config.label_values.items()}
 
 
 def classes_of(config: DataConfig) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ Everything is numpy and Pillow. Photos are uint8 (H, W, 3) RGB, label maps integ
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +27,7 @@ __all__ = [
     "overlay",
     "panel",
     "picture_format",
+    "picture_size",
     "picture_writer",
     "read_grey",
     "read_image",
@@ -61,8 +63,9 @@ def _format(path: str | os.PathLike[str]) -> str | None:
         return picture.format
 
 
-def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
-    """Open and decode a picture; each of Pillow's ways to fail becomes one that names the file."""
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
+    """A picture whose header is read; each of Pillow's ways to fail becomes one that names the file."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{what} not found: {path}")
@@ -70,8 +73,7 @@ def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
         raise ValueError(f"{what} must be a picture file, {path} is a folder")
     try:
         with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+            yield picture
     except (PermissionError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -80,6 +82,28 @@ def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
         raise ValueError(f"{what} {path} is no readable picture") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise ValueError(f"{what} {path} is no readable picture: {error}") from error
+
+
+def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
+    """A decoded picture, the right way up."""
+    with _opened(path, what) as picture:
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+
+
+def picture_size(path: str | os.PathLike[str], what: str = "image") -> tuple[int, int]:
+    """Width and height of a picture as its file's header has them: not turned by the EXIF orientation.
+
+    Args:
+        path: the file.
+        what: it is, for errors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its header is not that of a picture, or has too many pixels.
+    """
+    with _opened(path, what) as picture:
+        return picture.size
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

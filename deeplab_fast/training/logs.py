@@ -19,6 +19,7 @@ class TrainingLog:
     Args:
         folder: of the training's output.
         step: that the training starts from; lines of later steps, which a killed run left, are dropped.
+        evaluated: step of the last evaluation before it; lines of later evaluations are dropped. Default: `step`.
         tensorboard: whether to write events, too.
 
     Raises:
@@ -26,9 +27,11 @@ class TrainingLog:
         ValueError: if there is a `log.csv` with other columns.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False, evaluated: int | None = None):
         self.path = folder / LOG
-        kept = [row for row in read_log(self.path) if int(row["step"]) <= step] if step and self.path.exists() else []
+        rows = read_log(self.path) if step and self.path.exists() else []
+        evaluated = step if evaluated is None else evaluated
+        kept = [row for row in rows if int(row["step"]) <= (evaluated if row["mean_iou"] else step)]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
