@@ -79,7 +79,8 @@ class ModelConfig(_Section):
     name: str = "deeplabv2_resnet101"
     options: dict[str, Any] = {}  # further arguments of the function in deeplab_fast.models
     weights: Path | None = None
-    classifier: Literal["strict", "fresh"] = "fresh"  # see models.load_weights
+    weights_key: str | None = None  # this and the following: arguments of models.load_weights
+    classifier: Literal["strict", "fresh"] = "fresh"
     pixels: Literal["rgb", "bgr"] = "rgb"
 
 

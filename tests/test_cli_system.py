@@ -199,14 +199,15 @@ def test_predict_skips_what_cannot_be_read(trained, tmp_path):
 
 
 def test_predict_by_a_configuration_whose_data_are_elsewhere(trained, evaluated, tmp_path):
-    """Plain weights and a configuration are enough; its palette is used."""
-    torch.save(state_of(trained / "run" / "best.pth"), tmp_path / "plain.pth")
+    """Weights, among others, and a configuration are enough; its palette is used."""
+    state = state_of(trained / "run" / "best.pth")
+    torch.save({"net": {key: 2 * one for key, one in state.items()}, "ema": state}, tmp_path / "plain.pth")
     classes = "classes: [a, b, c, d, e], palette: [[9, 8, 7], [1, 2, 3]]"
     text = (trained / "config.yaml").read_text()
     away = f"data: {{kind: folder, images: away, labels: away, {classes}}}\nmodel:"
     (tmp_path / "config.yaml").write_text(re.sub(r"data:.*model:", away, text, flags=re.S))
     photo = trained / "set" / "JPEGImages" / "val_0000.jpg"
-    options = ["-c", tmp_path / "config.yaml", "-w", tmp_path / "plain.pth", "-o", tmp_path / "out"]
+    options = ["-c", tmp_path / "config.yaml", "-w", tmp_path / "plain.pth", "--key", "ema", "-o", tmp_path / "out"]
     succeeds(call("predict", photo, *options))
     found = tmp_path / "out" / "val_0000.png"
     np.testing.assert_array_equal(labels_of(found), labels_of(evaluated / "png" / "val_0000.png"))
@@ -221,9 +222,11 @@ def test_predict_by_a_configuration_whose_data_are_elsewhere(trained, evaluated,
 def test_convert_an_older_spelling(tmp_path):
     source = models.deeplabv2_small(3).state_dict()
     old = {"scale." + key.removeprefix("base.").replace("aspp.c", "aspp.stages.c"): one for key, one in source.items()}
-    torch.save({"state_dict": old}, tmp_path / "old.pth")
+    torch.save({"state_dict": old, "teacher": models.deeplabv2_small(7).state_dict()}, tmp_path / "old.pth")
     words = ["convert", tmp_path / "old.pth", "-o", tmp_path / "new.pth", "--model", "deeplabv2_small"]
-    result = succeeds(call(*words))
+    result = call(*words)
+    assert re.search(r"under 'state_dict' and 'teacher'; say which with --key$", result.stderr.strip())
+    result = succeeds(call(*words, "--key", "state_dict"))
     assert result.stdout.splitlines()[:2] == ["`scale.` read as `base.`", "`aspp.stages.c` read as `aspp.c`"]
     assert result.stdout.splitlines()[2] == (
         f"{len(source)} tensors for deeplabv2_small, written: {tmp_path / 'new.pth'}"

@@ -33,6 +33,7 @@ TRAIN_PACKAGES = {
 }
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Key = Annotated[str | None, typer.Option(help="Which weights, where the file holds several: ema or student, say.")]
 
 
 class WrongUse(Exception):
@@ -129,6 +130,17 @@ def chosen_device(option: str | None, entry: str) -> torch.device:
         return device_of(option)
     except ValueError as error:
         raise WrongUse(f"--{error}") from error
+
+
+@contextlib.contextmanager
+def weights_advice(**advice: str) -> Iterator[None]:
+    """Where weights do not fit, say what this command has for it; see `deeplab_fast.models.WeightsError`."""
+    from deeplab_fast.models import WeightsError
+
+    try:
+        yield
+    except WeightsError as error:
+        raise error.advising({"key": "say which with --key", **advice}) from error
 
 
 def is_first_process() -> bool:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, WrongUse, reported, warnings_as_notes
+from deeplab_fast.commands.common import Debug, Key, WrongUse, reported, warnings_as_notes, weights_advice
+
+_CLASSIFIER = "--classes is the number that they have, --without-classifier leaves these layers out"
+_STRIDE = "to train from them, name the file itself in model.weights, with stride_in_3x3: true in model.options"
 
 
 def convert_command(
@@ -26,6 +29,7 @@ def convert_command(
             "--without-classifier", help="The weights have no classifier (pretrained): convert the rest, for training."
         ),
     ] = False,
+    key: Key = None,
     debug: Debug = False,
 ) -> None:
     """Turn published weights into a file of ours, checked against the network they are for."""
@@ -40,7 +44,8 @@ def convert_command(
         if model not in models.NAMES:
             raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
         files.check_destination(out, [source])
-        classes = class_count(source) if classes is None else classes
+        with weights_advice():
+            classes = class_count(source, key) if classes is None else classes
         if without_classifier:
             classes = classes or 1  # nothing of it is written
         elif classes is None:
@@ -49,7 +54,9 @@ def convert_command(
                 "--without-classifier"
             )
         network = models.create(model, classes)
-        report = models.load_weights(network, source, classifier="fresh" if without_classifier else "strict")
+        classifier = "fresh" if without_classifier else "strict"
+        with weights_advice(classifier=_CLASSIFIER, accept_stride=_STRIDE):
+            report = models.load_weights(network, source, classifier=classifier, key=key)
         state = network.state_dict()
         if without_classifier:
             own = {id(parameter) for module in models.classifier_modules(network) for parameter in module.parameters()}

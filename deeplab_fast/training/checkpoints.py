@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from deeplab_fast.files import atomic_write
+from deeplab_fast.models import weight_files
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -44,20 +45,15 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none.
+        ValueError: if it is none, or a weight or a number of the optimizer is NaN or Inf.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
-        raise ValueError(f"checkpoint {path} is not readable: {error}") from error
+    content = weight_files.read(path, "checkpoint")
     wanted = ("model", "optimizer", "scheduler", "sampler", "step")
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"checkpoint {path}: has no {', '.join(missing)}, should be one of a training")
+    trained = {name: content[name] for name in ("model", "optimizer")}
+    weight_files.check_finite(path, weight_files.tensors_in(trained), "checkpoint")
     return content
 
 
