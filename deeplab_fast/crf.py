@@ -45,11 +45,12 @@ class CRFParameters:
         pos_xy_std: its standard deviation, pixels.
         bi_w: weight of the bilateral (appearance) kernel.
         bi_xy_std: its standard deviation in position, pixels.
-        bi_rgb_std: its standard deviation in colour, grey levels of 0..255.
+        bi_rgb_std: its standard deviation in colour, grey levels of 0..255; a number, or one for each channel, which
+            are kept as a tuple.
         iterations: mean-field iterations; 0 returns the probabilities given.
 
     Raises:
-        TypeError: if ``iterations`` is no whole number.
+        TypeError: if ``iterations`` is no whole number, or a standard deviation is no number.
         ValueError: if a standard deviation is not positive, or anything is not finite.
     """
 
@@ -57,7 +58,7 @@ class CRFParameters:
     pos_xy_std: float = 1.0
     bi_w: float = 4.0
     bi_xy_std: float = 67.0
-    bi_rgb_std: float = 3.0
+    bi_rgb_std: float | tuple[float, ...] = 3.0
     iterations: int = 10
 
     def __post_init__(self) -> None:
@@ -65,14 +66,31 @@ class CRFParameters:
             value = getattr(self, name)
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, was {value}")
+        object.__setattr__(self, "bi_rgb_std", deviations("bi_rgb_std", self.bi_rgb_std))
         for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, was {value}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (math.isfinite(number) and number > 0):
+                    raise ValueError(f"{name} must be a positive number, was {number}")
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, (int, np.integer)):
             raise TypeError(f"iterations must be a whole number, was {self.iterations!r}")
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative, was {self.iterations}")
+
+
+def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float, ...]:
+    """Standard deviations of an image's channels: one for all as it is, one for each as a tuple of floats.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    try:
+        numbers = (float(value),) if np.ndim(value) == 0 else tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or isinstance(value, str):
+        raise TypeError(f"{name} must be a number or one for each channel, was {value!r}")
+    return value if np.ndim(value) == 0 else numbers
 
 
 PRESETS: dict[str, CRFParameters] = {
@@ -135,6 +153,8 @@ def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters
 
     params = parameters(params)
     image = _checked_image(image)
+    if isinstance(params.bi_rgb_std, tuple) and len(params.bi_rgb_std) != 3:
+        raise ValueError(f"bi_rgb_std must be a number or three, one for each of R, G and B, was {params.bi_rgb_std}")
     prob = _checked_probabilities(prob, image.shape[:2])
     classes, height, width = prob.shape
     crf = dcrf.DenseCRF2D(width, height, classes)
