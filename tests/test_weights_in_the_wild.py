@@ -50,6 +50,7 @@ LAYOUTS = {
         "best": np.float64(0.7),
         "miou": np.float32(0.6),
         "iou": np.ones(3),
+        "others": [np.ones(2, np.longdouble), np.array([None, "a"]), np.array([b"a"]), np.ones(2, complex)],
     },
     "net": lambda state: {"net": state, "acc": 71.2, "epoch": 3},
     "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state, "loss": torch.tensor(0.3)},
@@ -74,6 +75,10 @@ LAYOUTS = {
         "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
     },
     "arrays": lambda state: {key: tensor.numpy() for key, tensor in state.items()},
+    "arrays of other orders": lambda state: {
+        key: np.asfortranarray(tensor.numpy().astype(tensor.numpy().dtype.newbyteorder(">")))
+        for key, tensor in state.items()
+    },
 }
 
 
