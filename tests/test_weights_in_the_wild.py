@@ -76,8 +76,7 @@ LAYOUTS = {
     },
     "arrays": lambda state: {key: tensor.numpy() for key, tensor in state.items()},
     "arrays of other orders": lambda state: {
-        key: np.asfortranarray(tensor.numpy().astype(tensor.numpy().dtype.newbyteorder(">")))
-        for key, tensor in state.items()
+        key: tensor.numpy().astype(tensor.numpy().dtype.newbyteorder(">"), order="F") for key, tensor in state.items()
     },
 }
 

@@ -165,10 +165,10 @@ class _Taken:
         if any("aspp.stages.c" in key for key in self.state):
             self.rename(lambda key: key.replace("aspp.stages.c", "aspp.c"))
             self.notes.append("`aspp.stages.c` read as `aspp.c`")
-        for key in [key for key in self.state if key.endswith(COUNTER) and self.state[key].is_floating_point()]:
-            counter = self.state[key]  # of a state that was converted to another dtype as a whole
-            if counter.isfinite().all():
-                self.state[key] = counter.long()
+        for key in [key for key in self.state if key.endswith(COUNTER)]:
+            counter = self.state[key]  # in another dtype, if the state was converted as a whole
+            if counter.numel() == 1 and counter.isfinite():
+                self.state[key] = counter.reshape(()).long()
             else:
                 self.drop([key])
 
