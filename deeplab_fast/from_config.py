@@ -223,7 +223,7 @@ def _meta(path: Path) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # load_weights says what is wrong with it
         return None
-    meta = content.get("deeplab_fast") if isinstance(content, dict) else None
+    meta = dict.get(content, "deeplab_fast") if isinstance(content, dict) else None
     return meta if isinstance(meta, dict) and {"config", "classes", "palette"} <= meta.keys() else None
 
 

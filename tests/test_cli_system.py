@@ -211,6 +211,11 @@ def test_predict_by_a_configuration_whose_data_are_elsewhere(trained, evaluated,
     succeeds(call("predict", photo, *options))
     found = tmp_path / "out" / "val_0000.png"
     np.testing.assert_array_equal(labels_of(found), labels_of(evaluated / "png" / "val_0000.png"))
+    torch.save({"old": models.deeplabv2_small(7, msc=False).state_dict(), "ema": state}, tmp_path / "plain.pth")
+    (tmp_path / "out" / "val_0000.png").rename(found.with_name("first.png"))
+    result = call("predict", photo, *[word for word in options if word not in ("--key", "ema")])
+    assert result.stderr == "note: weights under 'ema' taken; those under 'old' fit less\n"
+    assert found.read_bytes() == found.with_name("first.png").read_bytes()
     palette = pictures.voc_palette()
     palette[:2] = [[9, 8, 7], [1, 2, 3]]
     np.testing.assert_array_equal(pictures.read_image(found), palette[labels_of(found)])

@@ -44,7 +44,7 @@ class Wrapped(nn.Module):
 
 
 LAYOUTS = {
-    "model and arguments": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("runs"))},
+    "model and arguments": lambda state: {"model": state, "args": argparse.Namespace(out=Path("runs"), items=3)},
     "scores of numpy": lambda state: {
         "model": state,
         "best": np.float64(0.7),
@@ -177,8 +177,11 @@ def test_several_that_are_equal_or_do_not_fit(tmp_path: Path):
         model, written(tmp_path, {"model": state, "model_ema": {k: v.clone() for k, v in state.items()}})
     )
     assert_same(model, state)
-    models.load_weights(small(5), written(tmp_path, {"model": state, "pretrained": small(5).state_dict()}))
-    assert models.load_weights(model, tmp_path / "weights.pth").loaded == len(state)
+    path = written(tmp_path, {"model": state, "pretrained": small(5).state_dict()})
+    for network, taken, other in ((small(3), "model", "pretrained"), (small(5), "pretrained", "model")):
+        notes = [f"weights under '{taken}' taken; those under '{other}' fit less"]
+        assert models.load_weights(network, path).notes == notes
+        assert models.load_weights(network, path, key=taken).notes == []
 
 
 # --- What is no number ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from deeplab_fast.config import Config
+    from deeplab_fast.from_config import Weights
 
 # Packages of the extra `train`, by the modules that are imported from them.
 TRAIN_PACKAGES = {
@@ -141,6 +142,18 @@ def weights_advice(**advice: str) -> Iterator[None]:
         yield
     except WeightsError as error:
         raise error.advising({"key": "say which with --key", **advice}) from error
+
+
+def network_of(weights: Path, config: Config | None, key: str | None) -> Weights:
+    """The network of a file of weights, which has to fit the configuration; remarks on it are shown."""
+    from deeplab_fast import from_config
+
+    other = "--config should be that of their training; to train them for another, set its model.weights"
+    with weights_advice(classifier=other, accept_stride=other):
+        loaded = from_config.read_weights(weights, config, key=key)
+    for text in loaded.notes if is_first_process() else ():
+        note(text)
+    return loaded
 
 
 def is_first_process() -> bool:

@@ -14,10 +14,10 @@ from deeplab_fast.commands.common import (
     chosen_device,
     configuration,
     is_first_process,
+    network_of,
     progress_bar,
     reported,
     warnings_as_notes,
-    weights_advice,
 )
 from deeplab_fast.commands.train import Config, Set
 
@@ -34,9 +34,6 @@ WeightsFile = Annotated[
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
 Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
-
-# Said of weights that do not fit: to these commands the network is what the configuration says.
-TRAINED_OTHERWISE = "--config should be that of their training; to train them for another, set its model.weights"
 
 
 def evaluate_command(
@@ -72,8 +69,7 @@ def evaluate_command(
         for name in (PLAIN, *[WITH_CRF] * crf):
             for path in evaluation.report.report_files(out or read.output, name):
                 files.check_destination(path, inputs, new_folder=True)
-        with weights_advice(classifier=TRAINED_OTHERWISE, accept_stride=TRAINED_OTHERWISE):
-            loaded = from_config.read_weights(weights, read, key=key)
+        loaded = network_of(weights, read, key)
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:

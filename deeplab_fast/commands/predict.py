@@ -12,12 +12,12 @@ from deeplab_fast.commands.common import (
     Key,
     chosen_device,
     configuration,
+    network_of,
     progress_bar,
     reported,
     warnings_as_notes,
-    weights_advice,
 )
-from deeplab_fast.commands.evaluate import TRAINED_OTHERWISE, Crf, Device, Tile
+from deeplab_fast.commands.evaluate import Crf, Device, Tile
 
 
 def predict_command(
@@ -46,8 +46,7 @@ def predict_command(
 
         paths = evaluation.collect_images(images)
         read = None if config is None else configuration(config, None)
-        with weights_advice(classifier=TRAINED_OTHERWISE, accept_stride=TRAINED_OTHERWISE):
-            loaded = from_config.read_weights(weights, read, key=key)
+        loaded = network_of(weights, read, key)
         chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
         predictor = from_config.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
         with progress_bar("prediction") as progress:

@@ -47,6 +47,14 @@ def read(path: Path, called: str = "weights") -> Any:
         raise ValueError(f"{called} {path}: {_reason(error)}") from error
 
 
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"to read {path}, install safetensors: pip install safetensors") from None
+    return load_file(path, device="cpu")
+
+
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if "Unsupported operand" in text:
@@ -129,14 +137,6 @@ def _what_zip(path: Path) -> str | None:
     return f"is a zip archive of {some or 'nothing'}, not one of torch.save; unpack it, and give the file in it"
 
 
-def _read_safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"to read {path}, install safetensors: pip install safetensors") from None
-    return load_file(path, device="cpu")
-
-
 # ------------------------------------------------------------------------------------------------ tensors by name
 
 
@@ -153,10 +153,15 @@ def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(content, Mapping):
-        yield from content.items()
+        yield from _items(content)
         yield from _module_parts(getattr(content, "__dict__", {}))
     elif isinstance(content, (list, tuple)):
         yield from enumerate(content)
+
+
+def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    # By its type: an object left out may have had an attribute `items`.
+    return type(mapping).items(mapping)
 
 
 def _module_parts(attributes: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
@@ -165,7 +170,7 @@ def _module_parts(attributes: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     for kind in ("_parameters", "_buffers", "_modules"):
         members = attributes.get(kind)
         if isinstance(members, Mapping):
-            yield from ((name, part) for name, part in members.items() if name not in transient)
+            yield from ((name, part) for name, part in _items(members) if name not in transient)
 
 
 def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]], called: str = "weights") -> None:

@@ -47,7 +47,9 @@ def plain(name: str) -> str:
     return name
 
 
-def find_prefix(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str | None) -> str:
+def find_prefix(
+    path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str | None
+) -> tuple[str, list[str]]:
     """What stands in the file before the names of the model, without `base.`: "state_dict.module." for example.
 
     It is that under which most of the model's tensors are, by name and shape; or under which there is one of
@@ -58,6 +60,9 @@ def find_prefix(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tenso
         state: of the file, its names `plain`.
         own: the model's.
         key: which, of more than one: see `load_weights`.
+
+    Returns:
+        the prefix, and notes: of others that hold more than half of the names.
 
     Raises:
         WeightsError: if more than one have equally many, and hold different numbers; or none has the key.
@@ -75,13 +80,17 @@ def find_prefix(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tenso
     if key is not None:
         found = _with_key(path, found, key)
     elif not found:
-        return ""
+        return "", []
     most = max(found.values())
     best = [prefix for prefix in found if found[prefix] == most]
     # Of another network, some names agree by chance: what is missing says more.
     if len(best) > 1 and 2 * most[1] >= len(shapes) and not _same(state, best):
         raise several(path, best)
-    return best[0]
+    others = [prefix for prefix in found if prefix not in best and 2 * found[prefix][1] >= len(shapes)]
+    if not others:
+        return best[0], []
+    chosen, *rest = map(repr, _labels([best[0], *others]))
+    return best[0], [f"weights under {chosen} taken; those under {' and '.join(rest)} fit less"]
 
 
 def _splits(name: str) -> Iterable[tuple[str, str]]:

@@ -97,7 +97,8 @@ def load_weights(
     own = model.state_dict()
     taken = _Taken(Path(path), read_state(path))
     taken.rename(plain)
-    taken.enter(find_prefix(taken.path, taken.state, own, key))
+    prefix, taken.notes = find_prefix(taken.path, taken.state, own, key)
+    taken.enter(prefix)
     kind = imagenet.layout(taken.state)
     if kind is not None:
         _from_imagenet(taken, model, kind, accept_stride, pixels == "rgb")
