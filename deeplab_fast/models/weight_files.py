@@ -35,10 +35,10 @@ def read(path: Path, called: str = "weights") -> Any:
     """
     check_kind(path, called)
     with open(path, "rb") as file:
-        start = file.read(9)
+        start = file.read(10)
     try:
         # By content: the name may be another's.
-        return _read_safetensors(path) if start[8:9] == b"{" else unpickling.read_torch(path)
+        return _read_safetensors(path) if start[8:10] in (b'{"', b"{}") else unpickling.read_torch(path)
     except (ModuleNotFoundError, PermissionError, MemoryError):
         raise
     except unpickling.NotWeights as error:
