@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -36,9 +45,11 @@ class DataConfig(_Section):
     labels: Path | None = None
     classes: list[str] | None = None
     palette: list[tuple[int, int, int]] | None = None
-    ignore_index: Annotated[int, Field(ge=0)] = 255
+    ignore_index: Annotated[int, Field(ge=0)] | None = 255  # null: every pixel is known
+    label_values: dict[NonNegativeInt, NonNegativeInt | Literal["ignore"] | None] | None = None  # see data.Folder
     generate: ShapesConfig | None = None  # of shapes
     on_error: Literal["raise", "skip"] = "raise"  # what happens to a sample whose files are missing, broken or wrong
+    allow_missing_classes: bool = False  # train although a class occurs in no label
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:
@@ -54,6 +65,7 @@ class DataConfig(_Section):
                 raise ValueError(f"kind {self.kind} needs root")
             given = [name for name, value in folder_only.items() if value is not None]
             given += ["ignore_index"] if self.ignore_index != 255 else []
+            given += ["label_values"] if self.label_values is not None else []
             if given:
                 raise ValueError(f"{', '.join(given)} belong to kind folder, the kind is {self.kind}")
         if self.generate is not None and self.kind != "shapes":
@@ -67,7 +79,8 @@ class ModelConfig(_Section):
     name: str = "deeplabv2_resnet101"
     options: dict[str, Any] = {}  # further arguments of the function in deeplab_fast.models
     weights: Path | None = None
-    classifier: Literal["strict", "fresh"] = "fresh"  # see models.load_weights
+    weights_key: str | None = None  # this and the following: arguments of models.load_weights
+    classifier: Literal["strict", "fresh"] = "fresh"
     pixels: Literal["rgb", "bgr"] = "rgb"
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_kind
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -43,11 +45,12 @@ class CRFParameters:
         pos_xy_std: its standard deviation, pixels.
         bi_w: weight of the bilateral (appearance) kernel.
         bi_xy_std: its standard deviation in position, pixels.
-        bi_rgb_std: its standard deviation in colour, grey levels of 0..255.
+        bi_rgb_std: its standard deviation in colour, grey levels of 0..255; a number, or one for each channel, which
+            are kept as a tuple.
         iterations: mean-field iterations; 0 returns the probabilities given.
 
     Raises:
-        TypeError: if ``iterations`` is no whole number.
+        TypeError: if ``iterations`` is no whole number, or a standard deviation is no number.
         ValueError: if a standard deviation is not positive, or anything is not finite.
     """
 
@@ -55,7 +58,7 @@ class CRFParameters:
     pos_xy_std: float = 1.0
     bi_w: float = 4.0
     bi_xy_std: float = 67.0
-    bi_rgb_std: float = 3.0
+    bi_rgb_std: float | tuple[float, ...] = 3.0
     iterations: int = 10
 
     def __post_init__(self) -> None:
@@ -63,14 +66,31 @@ class CRFParameters:
             value = getattr(self, name)
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, was {value}")
+        object.__setattr__(self, "bi_rgb_std", deviations("bi_rgb_std", self.bi_rgb_std))
         for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, was {value}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if not (math.isfinite(number) and number > 0):
+                    raise ValueError(f"{name} must be a positive number, was {number}")
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, (int, np.integer)):
             raise TypeError(f"iterations must be a whole number, was {self.iterations!r}")
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative, was {self.iterations}")
+
+
+def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float, ...]:
+    """Standard deviations of an image's channels: one for all as it is, one for each as a tuple of floats.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    try:
+        numbers = (float(value),) if np.ndim(value) == 0 else tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or isinstance(value, str):
+        raise TypeError(f"{name} must be a number or one for each channel, was {value!r}")
+    return value if np.ndim(value) == 0 else numbers
 
 
 PRESETS: dict[str, CRFParameters] = {
@@ -133,6 +153,8 @@ def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters
 
     params = parameters(params)
     image = _checked_image(image)
+    if isinstance(params.bi_rgb_std, tuple) and len(params.bi_rgb_std) != 3:
+        raise ValueError(f"bi_rgb_std must be a number or three, one for each of R, G and B, was {params.bi_rgb_std}")
     prob = _checked_probabilities(prob, image.shape[:2])
     classes, height, width = prob.shape
     crf = dcrf.DenseCRF2D(width, height, classes)
@@ -143,51 +165,6 @@ def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters
     if params.bi_w != 0:
         crf.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image, compat=params.bi_w)
     return BuiltCRF(crf, (classes, height, width), params.iterations)
-
-
-def score_kind(scores: NDArray[Any]) -> str:
-    """``"probabilities"`` if the scores (K, H, W) lie in 0..1 and sum to 1 over K, else ``"logits"``.
-
-    The sum may be off by what the dtype's rounding explains: 1e-3, for float16 1e-2.
-    """
-    tolerance = 1e-2 if scores.dtype.itemsize < 4 else 1e-3
-    if scores.min() < -tolerance or scores.max() > 1 + tolerance:
-        return "logits"
-    off_one = np.abs(scores.sum(axis=0, dtype=np.float32) - 1)
-    return "probabilities" if off_one.max() <= tolerance else "logits"
-
-
-def probabilities_from_scores(scores: ArrayLike, kind: str = "auto") -> NDArray[np.float32]:
-    """Class probabilities from a network's scores.
-
-    Args:
-        scores: (K, H, W), any float dtype: logits or probabilities.
-        kind: ``"logits"`` (a softmax over K is taken), ``"probabilities"`` (used as they are) or ``"auto"``
-            (see :func:`score_kind`).
-
-    Returns:
-        float32 (K, H, W).
-
-    Raises:
-        TypeError: if the scores are no floating-point numbers.
-        ValueError: for another number of axes, an empty array, NaN or Inf, an unknown ``kind``, or
-            ``"probabilities"`` outside 0..1.
-    """
-    scores = checked_scores(scores)
-    if kind not in ("auto", "logits", "probabilities"):
-        raise ValueError(f"kind must be auto, logits or probabilities, was {kind!r}")
-    if kind == "auto":
-        kind = score_kind(scores)
-    scores = scores.astype(np.float32)
-    if kind == "probabilities":
-        low, high = float(scores.min()), float(scores.max())
-        if low < -1e-2 or high > 1 + 1e-2:
-            raise ValueError(f"scores given as probabilities must lie in 0..1, were {low:.4g} to {high:.4g}")
-        return np.clip(scores, 0, 1)
-    scores -= scores.max(axis=0)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=0)
-    return scores
 
 
 def probabilities_from_labels(
@@ -239,40 +216,6 @@ def probabilities_from_labels(
     for k in usable:
         prob[k][is_unsure] = 1 / len(usable)
     return prob
-
-
-def resize_scores(scores: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear resize of scores (K, h, w) to (K, H, W), pixel centres aligned (``align_corners=False``).
-
-    This is what ``torch.nn.functional.interpolate`` does; the border is repeated. Float32 out.
-    """
-    resized = np.asarray(scores, np.float32)
-    for axis, length in ((1, size[0]), (2, size[1])):
-        old = resized.shape[axis]
-        if old == length:
-            continue
-        position = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, old - 1)
-        low = np.floor(position).astype(np.intp)
-        high = np.minimum(low + 1, old - 1)
-        fraction = (position - low).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
-        lower, upper = np.take(resized, low, axis), np.take(resized, high, axis)
-        resized = lower + (upper - lower) * fraction
-    return resized
-
-
-def checked_scores(scores: ArrayLike) -> NDArray[Any]:
-    """The scores as a (K, H, W) float array, or the error that says why they are none."""
-    scores = np.asarray(scores)
-    if scores.dtype.kind != "f":
-        raise TypeError(f"scores must be floating-point numbers, were {scores.dtype}")
-    if scores.ndim == 4 and scores.shape[0] == 1:
-        scores = scores[0]
-    if scores.ndim != 3 or scores.size == 0:
-        raise ValueError(f"scores must be a non-empty (K, H, W) array, had shape {scores.shape}")
-    if not np.isfinite(scores).all():
-        bad = int(scores.size - np.isfinite(scores).sum())
-        raise ValueError(f"scores must be finite, {bad} of {scores.size} values were NaN or Inf")
-    return scores
 
 
 def _checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

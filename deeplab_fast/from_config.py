@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from deeplab_fast import data, models
+from deeplab_fast import data, files, models
 from deeplab_fast.config import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig, parse_config
 from deeplab_fast.crf import CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor
+from deeplab_fast.label_values import IGNORE
+from deeplab_fast.models import weight_names
 from deeplab_fast.nn import DenseCRF
 
 
@@ -31,6 +34,7 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
             list=split or None,
             palette=config.palette,
             ignore_index=config.ignore_index,
+            label_values=_label_values(config),
             on_error=config.on_error,
         )
     if config.generate is not None:
@@ -49,11 +53,34 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
     return makers[config.kind](config.root, split, on_error=config.on_error)
 
 
+def inputs_of(
+    config: Config, datasets: Iterable[data.SegmentationDataset], *others: os.PathLike[str] | str | None
+) -> files.Inputs:
+    """What a command by a configuration reads: its sets' files, its weights, and others; None is left out."""
+    lists = [config.data.train, config.data.val] if config.data.kind == "folder" else []
+    places = [path for dataset in datasets for path in dataset.inputs()]
+    return files.Inputs([*places, *filter(None, [*lists, config.model.weights, *others])])
+
+
+def _label_values(config: DataConfig) -> dict[int, int | None] | None:
+    if config.label_values is None:
+        return None
+    return {value: None if meaning == IGNORE else meaning for value, meaning in config.label_values.items()}
+
+
 def classes_of(config: DataConfig) -> tuple[str, ...]:
     """Names of the set's classes; its files need not be there."""
     if config.kind == "folder":
         return tuple(config.classes)
     return {"voc12": data.VOC_CLASSES, "shapes": data.shapes.CLASSES}.get(config.kind, data.COCOSTUFF_CLASSES)
+
+
+# What would help in loading weights, in entries of the configuration.
+_ADVICE = {
+    "classifier": "set model.classifier to fresh to train these layers anew",
+    "accept_stride": "add stride_in_3x3: true to model.options",
+    "key": "say which with model.weights_key",
+}
 
 
 def make_model(config: ModelConfig, num_classes: int) -> tuple[nn.Module, list[str]]:
@@ -65,7 +92,12 @@ def make_model(config: ModelConfig, num_classes: int) -> tuple[nn.Module, list[s
     model = models.create(config.name, num_classes, **config.options)
     if config.weights is None:
         return model, []
-    report = models.load_weights(model, config.weights, classifier=config.classifier, pixels=config.pixels)
+    try:
+        report = models.load_weights(
+            model, config.weights, classifier=config.classifier, pixels=config.pixels, key=config.weights_key
+        )
+    except models.WeightsError as error:
+        raise error.advising(_ADVICE) from error
     return model, [f"{report.loaded} tensors loaded from {config.weights}", *report.notes]
 
 
@@ -149,17 +181,18 @@ class Weights:
     notes: list[str] = field(default_factory=list)
 
 
-def read_weights(path: str | os.PathLike[str], config: Config | None = None) -> Weights:
+def read_weights(path: str | os.PathLike[str], config: Config | None = None, *, key: str | None = None) -> Weights:
     """The network that a file of weights belongs to: a checkpoint of ours, or published ones of DeepLab-v2.
 
     Args:
         path: see `models.load_weights`.
         config: which network it is; without one, the checkpoint says so, and otherwise it has to be DeepLab-v2 with
             ResNet-101.
+        key: see `models.load_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or it is not clear what network it belongs to.
+        ValueError: if it cannot be read, does not fit, or it is not clear what network it belongs to.
     """
     path = Path(path)
     meta = _meta(path)
@@ -167,7 +200,7 @@ def read_weights(path: str | os.PathLike[str], config: Config | None = None) -> 
         config = parse_config(meta["config"], f"weights {path}")
     classes = None if meta is None else list(meta["classes"])
     if config is None:
-        name, options, num_classes = "deeplabv2_resnet101", {}, class_count(path)
+        name, options, num_classes = "deeplabv2_resnet101", {}, class_count(path, key)
         if num_classes is None:
             raise ValueError(
                 f"weights {path}: are not those of DeepLab-v2 with ResNet-101; name the network with a --config"
@@ -176,7 +209,7 @@ def read_weights(path: str | os.PathLike[str], config: Config | None = None) -> 
         name, options = config.model.name, config.model.options
         num_classes = len(classes or classes_of(config.data))
     model = models.create(name, num_classes, **options)
-    report = models.load_weights(model, path)
+    report = models.load_weights(model, path, key=key)
     colours = meta["palette"].numpy() if meta is not None else config.data.palette if config is not None else None
     palette = None if colours is None else data.sample.filled_palette(colours)
     return Weights(model, num_classes, classes, palette, config, [*report.notes])
@@ -184,19 +217,31 @@ def read_weights(path: str | os.PathLike[str], config: Config | None = None) -> 
 
 def _meta(path: Path) -> dict[str, Any] | None:
     """What a checkpoint of ours says about itself."""
-    if path.suffix not in (".pth", ".pt") or not path.is_file():
+    if path.suffix in (".caffemodel", ".safetensors") or not path.is_file():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # load_weights says what is wrong with it
         return None
-    return content.get("deeplab_fast") if isinstance(content, dict) else None
+    meta = dict.get(content, "deeplab_fast") if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) and {"config", "classes", "palette"} <= meta.keys() else None
 
 
-def class_count(path: Path) -> int | None:
-    """The number of classes that an ASPP in a file of weights is for; None if it has no ASPP."""
-    state = models.read_state(path)
-    for key, tensor in state.items():
-        if key.endswith(("aspp.c0.weight", "aspp.stages.c0.weight")):
-            return tensor.shape[0]
-    return None
+def class_count(path: Path, key: str | None = None) -> int | None:
+    """The number of classes that an ASPP in a file of weights is for; None if it has no ASPP.
+
+    Args:
+        path, key: see `models.load_weights`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `models.load_weights` does, also if it has ASPPs of different numbers.
+    """
+    path = Path(path)
+    counts: dict[str, int] = {}
+    for name, tensor in models.read_state(path).items():
+        prefix, found, _ = weight_names.plain(name).replace("aspp.stages.c0.", "aspp.c0.").rpartition("aspp.c0.weight")
+        if found and (key is None or weight_names.has_key(prefix, key)):
+            counts[prefix] = tensor.shape[0]
+    if len(set(counts.values())) > 1:
+        raise weight_names.several(path, list(counts))
+    return next(iter(counts.values()), None)

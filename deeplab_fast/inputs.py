@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +13,16 @@ from deeplab_fast import crf, pictures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ARRAY_ENDINGS = (".npy", ".npz")
+    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.scores import ScoreMap
+
 MOST_CLASSES = 256  # as many as a palette picture holds
 UNSURE = -1
+# Without further words, more different labels than this in one picture are not classes but the traces of a compression
+# or a resizing.
+MOST_PLAUSIBLE = 64
+GREY = 127  # at most four different labels of which one is as large as this are a mask in grey
+ADVICE = "--values says what each value means, as in --values 0:0,255:1"
 
 
 @dataclass(frozen=True)
@@ -29,98 +34,88 @@ class CRFInput:
     notes: list[str] = field(default_factory=list)
 
 
-def read_array(path: Path, key: str | None = None) -> NDArray[Any]:
-    """Read one array of a ``.npy`` or ``.npz`` file; ``key`` names it where a ``.npz`` holds several.
+def from_scores(scores: ScoreMap, size: tuple[int, int]) -> CRFInput:
+    """Scores, not larger than the photo, as probabilities at the photo's size (H, W).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no array file, holds Python objects, or it is not clear which array is meant.
+        ValueError: if a palette picture cannot hold their classes.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"input not found: {path}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return loaded[_chosen(path, loaded.files, key)]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, (PermissionError, ChoiceError)):
-            raise
-        raise ValueError(f"input {path} is no readable numpy file: {error}") from error
-
-
-class ChoiceError(ValueError):
-    """It is not clear which array of several is meant."""
-
-
-def _chosen(path: Path, names: Sequence[str], key: str | None) -> str:
-    if key is not None:
-        if key not in names:
-            raise ChoiceError(f"--key must be one of {', '.join(names)}, the arrays of {path}, was {key!r}")
-        return key
-    if len(names) != 1:
-        held = f"{len(names)} arrays ({', '.join(names)}): name one with --key" if names else "no array"
-        raise ChoiceError(f"input {path} holds {held}")
-    return names[0]
-
-
-def from_scores(scores: NDArray[Any], size: tuple[int, int], kind: str, classes: int | None) -> CRFInput:
-    """Scores (K, h, w), not larger than the photo, as probabilities at the photo's size (H, W).
-
-    Raises:
-        TypeError, ValueError: if they are no scores, or cannot belong to a photo of this size.
-    """
-    scores = crf.checked_scores(scores)
-    count, height, width = scores.shape
-    notes: list[str] = []
-    if classes is not None and classes != count:
-        raise ValueError(f"--classes must be the scores' {count}, was {classes}")
+    count, height, width = scores.values.shape
     _check_count(count)
-    _check_score_size(scores.shape, size)
-    if kind == "auto":
-        kind = crf.score_kind(scores)
-        notes.append(f"the scores were taken as {kind}")
+    notes = list(scores.notes)
     if (height, width) != size:
-        scores = crf.resize_scores(scores, size)
         notes.append(f"the scores were resized from {width}×{height} to the photo's {size[1]}×{size[0]}, bilinearly")
-    prob = crf.probabilities_from_scores(scores, kind)
+    prob = scores.probabilities(size)
     return CRFInput(prob, prob.argmax(axis=0), notes)
 
 
-def _check_score_size(shape: tuple[int, int, int], size: tuple[int, int]) -> None:
-    count, height, width = shape
-    what = f"scores of {count}×{height}×{width} (K×H×W) do not fit the photo's {size[0]}×{size[1]} (H×W)"
-    if (count, height) == size:
-        raise ValueError(f"{what}: the classes seem to be the last axis, they must be the first")
-    # A network's scores have the photo's proportions but for rounding. With height and width exchanged, they
-    # would be resized without complaint, and wrongly.
-    rounding = 2 * max(size)
-    upright, sideways = abs(height * size[1] - width * size[0]), abs(height * size[0] - width * size[1])
-    if upright > rounding and sideways <= rounding:
-        raise ValueError(f"{what}: height and width seem to be swapped")
-    if height > size[0] or width > size[1]:
-        raise ValueError(f"{what}: they must not be larger")
+def is_label_map(array: NDArray[Any]) -> bool:
+    """Whether an array can only be labels: whole numbers, in one channel."""
+    return array.dtype.kind in "iub" and _without_channel(array).ndim == 2
+
+
+def label_map(array: NDArray[Any]) -> NDArray[np.int64]:
+    """An array (H, W), with a channel axis of length 1 or without, of whole numbers in any dtype, as int64 (H, W).
+
+    Raises:
+        TypeError, ValueError: for other numbers or other shapes.
+    """
+    labels = _without_channel(array)
+    if labels.ndim != 2 or labels.size == 0:
+        raise ValueError(f"labels must be a non-empty (H, W) array, had shape {array.shape}")
+    if labels.dtype.kind not in "iubf":
+        raise TypeError(f"labels must be whole numbers, were {labels.dtype}")
+    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
+        raise ValueError("labels must be whole numbers, were fractions, NaN or Inf")
+    return labels.astype(np.int64)
+
+
+def _without_channel(array: NDArray[Any]) -> NDArray[Any]:
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        return array[0] if array.shape[0] == 1 else array[..., 0]
+    return array
 
 
 def from_labels(
-    labels: NDArray[Any], size: tuple[int, int], classes: int | None, gt_prob: float, unsure: Sequence[int]
+    labels: NDArray[Any],
+    size: tuple[int, int],
+    classes: int | None,
+    gt_prob: float,
+    unsure: Sequence[int],
+    values: LabelValues | None = None,
 ) -> CRFInput:
-    """A label map of the photo's size (H, W) as probabilities; 255 and the values of ``unsure`` are unsure.
+    """A label map of the photo's size (H, W) as probabilities.
+
+    Args:
+        labels: (H, W), integers.
+        size: of the photo.
+        classes: how many there are; default by the highest label.
+        gt_prob: how sure labels are.
+        unsure: labels that mean unsure, beside 255.
+        values: what each value means; then labels are the classes that it names.
 
     Raises:
-        ValueError: for another size, a label outside the classes, or a map in which nothing is labelled.
+        ValueError: for another size, a label outside the classes, a map that labels fewer than two classes or nothing,
+            or one whose values seem to be no class numbers although neither `classes` nor `values` is given.
     """
     if labels.shape != size:
         raise ValueError(
             f"labels of {labels.shape[1]}×{labels.shape[0]} do not fit the photo's {size[1]}×{size[0]} (width×height)"
         )
+    if values is not None:
+        labels = values.apply(labels)
+        named = [k for k in values.classes.values() if k is not None]
+        classes = max(named, default=0) + 1 if classes is None else classes
+    elif classes is None:
+        _check_plausible(labels)
     unknown = set(unsure)
     if classes is None or classes <= pictures.IGNORED:
         unknown.add(pictures.IGNORED)
     is_unsure = np.isin(labels, list(unknown))
     if is_unsure.all():
-        raise ValueError("labels must name at least one class, every pixel is unsure")
+        raise ValueError(f"labels must name at least one class, every pixel is unsure ({_shown(labels)}); {ADVICE}")
+    if values is None:
+        _check_two_classes(labels, is_unsure)
     notes = []
     if classes is None:
         classes = int(labels[~is_unsure].max()) + 1
@@ -128,6 +123,35 @@ def from_labels(
     _check_count(classes)
     prob = crf.probabilities_from_labels(labels, classes, gt_prob, unknown)
     return CRFInput(prob, np.where(is_unsure, UNSURE, labels), notes)
+
+
+def _check_two_classes(labels: NDArray[Any], is_unsure: NDArray[np.bool_]) -> None:
+    """With one class only, the result would be that class everywhere: an object of value 255 would be lost."""
+    sure = np.unique(labels[~is_unsure])
+    if len(sure) > 1:
+        return
+    ignored = f", the rest being unsure ({_shown(labels[is_unsure])})" if is_unsure.any() else ""
+    raise ValueError(f"labels must name at least two classes, only {sure[0]} is left{ignored}; {ADVICE}")
+
+
+def _check_plausible(labels: NDArray[Any]) -> None:
+    """Raise for values that are hardly class numbers."""
+    present = np.unique(labels)
+    if len(present) > MOST_PLAUSIBLE:
+        raise ValueError(
+            f"labels hold {len(present)} different values, as a picture that was compressed, resized or smoothed: "
+            f"--classes says that they are classes; {ADVICE}"
+        )
+    sure = present[present != pictures.IGNORED]
+    if len(present) <= 4 and len(sure) > 1 and sure.max() >= GREY:
+        raise ValueError(
+            f"labels are {_shown(labels)}, as a mask's in grey: --classes says that they are classes; {ADVICE}"
+        )
+
+
+def _shown(labels: NDArray[Any]) -> str:
+    values = list(map(str, np.unique(labels)[:6]))
+    return ", ".join(values[:5]) + (", …" if len(values) > 5 else "")
 
 
 def _check_count(classes: int) -> None:

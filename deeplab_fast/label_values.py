@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IGNORE = "ignore"
+MOST_COUNTED = 1 << 16  # values of 16 bits are found by counting, others by sorting
+
+
+def present_values(labels: NDArray[Any]) -> list[int]:
+    """The different values of a label map of any integer dtype, in order."""
+    if labels.size and labels.min() >= 0 and labels.max() < MOST_COUNTED:
+        return np.flatnonzero(np.bincount(labels.ravel().astype(np.intp, copy=False))).tolist()
+    return [int(value) for value in np.unique(labels)]
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,17 @@ class LabelValues:
         Raises:
             ValueError: if the map holds a value that is not named; the message names each.
         """
-        present = [int(value) for value in np.unique(labels)]
-        unnamed = [value for value in present if value not in self.classes]
+        unnamed = self.unnamed(labels)
         if unnamed:
             names = ", ".join(map(str, unnamed[:5])) + (", …" if len(unnamed) > 5 else "")
             raise ValueError(f"labels hold {names}, which values does not name: {self}")
-        result = np.empty(labels.shape, np.int64)
-        for value in present:
-            meaning = self.classes[value]
-            result[labels == value] = IGNORED if meaning is None else meaning
-        return result
+        present = present_values(labels)
+        meanings = [IGNORED if self.classes[value] is None else self.classes[value] for value in present]
+        return np.array(meanings, np.int64)[np.searchsorted(np.array(present, labels.dtype), labels)]
+
+    def unnamed(self, labels: NDArray[Any]) -> list[int]:
+        """The values of a label map that have no meaning, in order."""
+        return [value for value in present_values(labels) if value not in self.classes]
 
     def __str__(self) -> str:
         return ",".join(f"{value}:{IGNORE if k is None else k}" for value, k in self.classes.items())

@@ -5,30 +5,31 @@ Everything is numpy and Pillow. Photos are uint8 (H, W, 3) RGB, label maps integ
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from deeplab_fast.files import atomic_write
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
     "IGNORED",
-    "atomic_write",
-    "atomic_write_all",
     "boundaries",
-    "check_destination",
     "colour_labels",
     "labels_writer",
     "overlay",
     "panel",
     "picture_format",
+    "picture_size",
     "picture_writer",
+    "read_grey",
     "read_image",
     "read_labels",
     "save_image",
@@ -53,8 +54,18 @@ def voc_palette() -> NDArray[np.uint8]:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
-    """Open and decode a picture; each of Pillow's ways to fail becomes one that names the file."""
+# Formats whose pixels are not those that were stored; MPO is a camera's JPEG with more pictures in it.
+_LOSSY = ("JPEG", "MPO")
+
+
+def _format(path: str | os.PathLike[str]) -> str | None:
+    with Image.open(path) as picture:
+        return picture.format
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
+    """A picture whose header is read; each of Pillow's ways to fail becomes one that names the file."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{what} not found: {path}")
@@ -62,8 +73,7 @@ def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
         raise ValueError(f"{what} must be a picture file, {path} is a folder")
     try:
         with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+            yield picture
     except (PermissionError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -72,6 +82,28 @@ def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
         raise ValueError(f"{what} {path} is no readable picture") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise ValueError(f"{what} {path} is no readable picture: {error}") from error
+
+
+def _loaded(path: str | os.PathLike[str], what: str) -> Image.Image:
+    """A decoded picture, the right way up."""
+    with _opened(path, what) as picture:
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+
+
+def picture_size(path: str | os.PathLike[str], what: str = "image") -> tuple[int, int]:
+    """Width and height of a picture as its file's header has them: not turned by the EXIF orientation.
+
+    Args:
+        path: the file.
+        what: it is, for errors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its header is not that of a picture, or has too many pixels.
+    """
+    with _opened(path, what) as picture:
+        return picture.size
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -94,17 +126,41 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB"))
 
 
-def read_labels(path: str | os.PathLike[str]) -> NDArray[np.int64]:
+def read_labels(path: str | os.PathLike[str], *, lossy: bool = False) -> NDArray[np.int64]:
     """Read a label picture (palette or grey, 8 or 16 bits) as class numbers, int64 (H, W).
+
+    Args:
+        path: the file.
+        lossy: also read a JPEG, for a caller that checks every value.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no readable picture, or one in colour, whose pixels are no class numbers.
+        ValueError: if it is no readable picture, one in colour, whose pixels are no class numbers, or a JPEG, whose
+            pixels are not the ones that were stored.
     """
     picture = _loaded(path, "label picture")
     if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
         raise ValueError(f"label picture must be palette or grey, {path} is {picture.mode}")
+    if not lossy and _format(path) in _LOSSY:
+        raise ValueError(
+            f"label picture {path} is a JPEG, which changes values near edges: give labels as PNG, or name every value "
+            "(--values)"
+        )
     return np.array(picture).astype(np.int64)
+
+
+def read_grey(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Read a grey picture, of 8 or 16 bits, as numbers from 0 (black) to 1 (white), float32 (H, W).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no readable picture, or not grey.
+    """
+    picture = _loaded(path, "picture")
+    if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
+        raise ValueError(f"picture must be grey, of 8 or 16 bits, {path} is {picture.mode}")
+    largest = {"1": 1, "L": 255}.get(picture.mode, 65535)
+    return np.array(picture).astype(np.float32) / largest
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
@@ -200,68 +256,10 @@ def _caption(draw: ImageDraw.ImageDraw, text: str, left: int, width: int, height
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def check_destination(path: str | os.PathLike[str]) -> None:
-    """Raise, before any work is done, if a file cannot be written there.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        IsADirectoryError, NotADirectoryError, PermissionError: as the names say.
-    """
-    path = Path(path)
-    folder = Path(os.path.realpath(path)).parent
-    if path.is_dir():
-        raise IsADirectoryError(f"output must be a file, {path} is a folder")
-    if not folder.exists():
-        raise FileNotFoundError(f"folder of the output not found: {path.parent}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"output's folder must be one, {path.parent} is a file")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"folder of the output is not writable: {path.parent}")
-
-
-def atomic_write_all(writers: Mapping[Path, Callable[[BinaryIO], None]]) -> None:
-    """Write several files so that either all appear, whole, or none does.
-
-    Each is written beside its destination first; only when every one is complete are they renamed. If a
-    rename fails, files that did not exist before are taken away again.
-
-    Args:
-        writers: for each destination, a function that writes it to the binary file it is given.
-
-    Raises:
-        OSError: as :func:`check_destination`, or whatever writing raised; nothing is left behind.
-    """
-    partial: dict[Path, Path] = {}
-    renamed: list[Path] = []
-    try:
-        for path, write in writers.items():
-            check_destination(path)
-            target = Path(os.path.realpath(path))  # so that a link's target is replaced, not the link
-            beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-            partial[target] = beside
-            with open(beside, "xb") as file:
-                write(file)
-                file.flush()
-        for target, beside in partial.items():
-            existed = target.exists()
-            os.replace(beside, target)
-            if not existed:
-                renamed.append(target)
-    except BaseException:
-        for path in [*partial.values(), *renamed]:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """Write one file whole or not at all; see :func:`atomic_write_all`."""
-    atomic_write_all({Path(path): write})
-
-
 def picture_writer(
     picture: NDArray[np.uint8], path: Path, palette: NDArray[np.uint8] | None = None
 ) -> Callable[[BinaryIO], None]:
-    """A writer, for :func:`atomic_write_all`, of an RGB picture or, with a palette, of a label map.
+    """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of an RGB picture or, with a palette, of a label map.
 
     Raises:
         ValueError: if the path's ending names no picture format that can be written.
@@ -302,7 +300,7 @@ def save_labels(path: str | os.PathLike[str], labels: NDArray[Any], palette: NDA
 def labels_writer(
     labels: NDArray[Any], path: Path, palette: NDArray[np.uint8] | None = None
 ) -> Callable[[BinaryIO], None]:
-    """A writer, for :func:`atomic_write_all`, of a palette PNG; otherwise as :func:`save_labels`."""
+    """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of a palette PNG; otherwise as :func:`save_labels`."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"output must end in .png, as a palette picture, was {path.name!r}")
     if labels.size and (labels.min() < 0 or labels.max() > 255):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deeplab_fast import pictures
+from deeplab_fast import files, pictures
 from deeplab_fast.crf import CLIP
 from deeplab_fast.pydensecrf import densecrf as our_densecrf
 from deeplab_fast.pydensecrf import get_num_threads
@@ -87,7 +87,7 @@ def write_photo(result: dict) -> None:
     pictures.save_image(image, photo.image)
     if photo.kind == "scores":
         scores = photo.scores()
-        pictures.atomic_write(rough, lambda file: np.save(file, scores))
+        files.atomic_write(rough, lambda file: np.save(file, scores))
     else:
         pictures.save_labels(rough, photo.labels)
 
@@ -147,7 +147,7 @@ def write_table(cells: list[list[str]], note: str) -> None:
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     text = "\n".join(lines) + f"\n\n{note}\n"
-    pictures.atomic_write(OUT / "table.md", lambda file: file.write(text.encode()))
+    files.atomic_write(OUT / "table.md", lambda file: file.write(text.encode()))
 
 
 def main() -> None:

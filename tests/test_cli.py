@@ -85,6 +85,48 @@ def test_unsure_labels(folder):
         assert (labels_of(folder / "out.png") == np.load(folder / "truth.npy") + 1).mean() > 0.98
 
 
+def test_masks_of_0_and_255(folder):
+    mask = 255 * np.load(folder / "truth.npy")
+    Image.fromarray(mask).save(folder / "mask.png")
+    arguments = ["--preset", "psa", "--bi-rgb-std", "20"]
+    for values in ("0:0,255:1", "0:0,128:ignore,255:1"):
+        succeeds(run(folder, "crf", "photo.png", "mask.png", "-o", "out.png", "--values", values, *arguments))
+        assert (labels_of(folder / "out.png") == np.load(folder / "truth.npy")).mean() > 0.99
+    Image.fromarray(np.where(np.arange(WIDTH) < 3, 128, mask).astype(np.uint8)).save(folder / "trimap.png")
+    words = ["crf", "photo.png", "trimap.png", "-o", "out.png", "--values", "0:0,128:ignore,255:1"]
+    result = succeeds(run(folder, *words, *arguments))
+    assert "120 unsure ones were decided" in result.stdout
+    assert (labels_of(folder / "out.png") == np.load(folder / "truth.npy")).mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["auto", "sigmoid"])
+def test_a_sigmoid_map_is_two_classes(folder, kind):
+    truth = np.load(folder / "truth.npy")
+    sigmoid = np.clip(truth * 0.6 + 0.2 + np.random.default_rng(0).normal(0, 0.1, truth.shape), 0, 1)
+    np.save(folder / "sigmoid.npy", sigmoid[None].astype(np.float32))
+    Image.fromarray((255 * sigmoid).astype(np.uint8)).save(folder / "sigmoid.jpg", quality=95)
+    for name in ("sigmoid.npy", *["sigmoid.jpg"] * (kind == "sigmoid")):
+        words = ["crf", "photo.png", name, "-o", "out.png", "--kind", kind, "--preset", "psa"]
+        result = succeeds(run(folder, *words))
+        assert (labels_of(folder / "out.png") == truth).mean() > 0.99
+        assert ("taken as sigmoid: the probability of class 1 of two" in result.stderr) == (kind == "auto")
+
+
+def test_classes_last(folder):
+    np.save(folder / "last.npy", np.load(folder / "logits.npy").transpose(1, 2, 0))
+    succeeds(run(folder, "crf", "photo.png", "last.npy", "-o", "last.png", "--layout", "hwk"))
+    succeeds(run(folder, "crf", "photo.png", "logits.npy", "-o", "first.png"))
+    np.testing.assert_array_equal(labels_of(folder / "last.png"), labels_of(folder / "first.png"))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_labels_in_arrays_of_other_dtypes(folder, dtype):
+    np.save(folder / "labels.npy", np.load(folder / "truth.npy")[None].astype(dtype))
+    kind = ["--kind", "labels"] if dtype is np.float32 else []
+    succeeds(run(folder, "crf", "photo.png", "labels.npy", "-o", "out.png", "--preset", "psa", *kind))
+    assert (labels_of(folder / "out.png") == np.load(folder / "truth.npy")).mean() > 0.99
+
+
 def test_every_parameter_is_used(folder, monkeypatch):
     seen, real = [], crf.build
     monkeypatch.setattr(crf, "build", lambda image, prob, params: seen.append(params) or real(image, prob, params))

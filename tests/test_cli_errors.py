@@ -58,14 +58,17 @@ def test_npz_needs_a_choice(folder):
         ((HEIGHT, WIDTH, 3), "classes seem to be the last axis"),
         ((3, WIDTH, HEIGHT), "height and width seem to be swapped"),
         ((3, WIDTH // 4, HEIGHT // 4), "height and width seem to be swapped"),
-        ((HEIGHT, WIDTH), r"must be a non-empty \(K, H, W\) array, had shape \(40, 56\)"),
+        (
+            (HEIGHT, WIDTH),
+            r"one channel with values of -\d\.\d+ to \d\.\d+, no probabilities of a class: --kind logits",
+        ),
         ((2, 3, HEIGHT, WIDTH), r"had shape \(2, 3, 40, 56\)"),
         ((0, HEIGHT, WIDTH), "non-empty"),
         ((257, 5, 7), "classes must be 1 to 256"),
     ],
 )
 def test_scores_of_the_wrong_shape(folder, shape, message):
-    np.save(folder / "bad.npy", np.zeros(shape, np.float32))
+    np.save(folder / "bad.npy", np.random.default_rng(0).normal(size=shape))
     fails(folder, 1, message, "photo.png", "bad.npy")
 
 
@@ -81,7 +84,7 @@ def test_scores_of_the_wrong_kind(folder):
     np.save(folder / "bad.npy", np.zeros((3, HEIGHT, WIDTH), np.int32))
     fails(folder, 1, "scores must be floating-point numbers, were int32", "photo.png", "bad.npy")
     fails(folder, 1, r"must lie in 0\.\.1", "photo.png", "logits.npy", "--kind", "probabilities")
-    fails(folder, 1, "--classes must be the scores' 3, was 4", "photo.png", "logits.npy", "--classes", "4")
+    fails(folder, 1, "scores have 3 classes, should have 4", "photo.png", "logits.npy", "--classes", "4")
 
 
 def test_labels_that_do_not_fit(folder):
@@ -91,6 +94,58 @@ def test_labels_that_do_not_fit(folder):
     fails(folder, 1, "labels of 30×20 do not fit the photo's 56×40", "photo.png", "small.png")
     pictures.save_labels(folder / "unsure.png", np.full((HEIGHT, WIDTH), 255))
     fails(folder, 1, "every pixel is unsure", "photo.png", "unsure.png")
+
+
+VALUES = "--values says what each value means, as in --values 0:0,255:1"
+
+
+@pytest.mark.parametrize("options", [[], ["--classes", "2"], ["--classes", "21"]])
+def test_labels_with_one_class_left(folder, options):
+    truth = np.load(folder / "truth.npy")
+    Image.fromarray(255 * truth).save(folder / "mask.png")
+    message = (
+        rf"mask\.png: labels must name at least two classes, only 0 is left, the rest being unsure \(255\); {VALUES}"
+    )
+    fails(folder, 1, message, "photo.png", "mask.png", *options)
+    Image.fromarray(0 * truth).save(folder / "zeros.png")
+    fails(folder, 1, f"only 0 is left; {VALUES}", "photo.png", "zeros.png", *options)
+
+
+def test_labels_that_are_hardly_classes(folder):
+    truth = np.load(folder / "truth.npy")
+    Image.fromarray(255 * truth).save(folder / "mask.jpg", quality=75)
+    fails(
+        folder, 1, r"mask\.jpg is a JPEG, which changes values near edges: give labels as PNG", "photo.png", "mask.jpg"
+    )
+    fails(
+        folder,
+        1,
+        r"mask\.jpg: labels hold 1, .* which values does not name",
+        *("photo.png", "mask.jpg", "--values", "0:0,255:1"),
+    )
+    (folder / "mask.jpg").rename(folder / "mask.png")
+    fails(folder, 1, r"mask\.png is a JPEG", "photo.png", "mask.png")
+    smooth = np.random.default_rng(0).integers(0, 255, truth.shape).astype(np.uint8)
+    Image.fromarray(smooth).save(folder / "smooth.png")
+    fails(folder, 1, r"hold 2\d\d different values, as a picture that was compressed", "photo.png", "smooth.png")
+    trimap = np.where(np.arange(WIDTH) < 3, 128, 255 * truth).astype(np.uint8)
+    Image.fromarray(trimap).save(folder / "trimap.png")
+    fails(folder, 1, rf"labels are 0, 128, 255, as a mask's in grey: .*{VALUES}", "photo.png", "trimap.png")
+    fails(
+        folder,
+        1,
+        r"non-empty \(H, W\) array, had shape \(3, 40, 56\)",
+        *("photo.png", "logits.npy", "--kind", "labels"),
+    )
+    np.save(folder / "half.npy", truth / 2)
+    fails(folder, 1, "labels must be whole numbers, were fractions", "photo.png", "half.npy", "--kind", "labels")
+
+
+def test_destinations_that_are_no_files(folder):
+    (folder / "device.png").symlink_to("/dev/null")
+    fails(folder, 2, "output must be a regular file", "photo.png", "logits.npy", "--overlay", "device.png")
+    (folder / "link.png").symlink_to("photo.png")
+    fails(folder, 2, "is an input and would be overwritten", "photo.png", "logits.npy", "--overlay", "link.png")
 
 
 def test_more_pixels_than_can_be(folder, monkeypatch):
@@ -123,10 +178,11 @@ def test_unwritable_folder_for_everyone(folder, monkeypatch):
 
 @pytest.mark.parametrize("overlay", [[], ["--overlay"]])
 def test_full_disk_while_writing(folder, monkeypatch, overlay):
-    real = Image.Image.save
+    real, seen = Image.Image.save, []
 
     def half(self, file, *args, **kwargs):
-        if (file.tell() == 0 and not overlay) or "overlay" in str(file.name):
+        seen.append(file)
+        if len(seen) == 1 + len(overlay):
             file.write(b"half a picture")
             raise OSError(28, "No space left on device")
         real(self, file, *args, **kwargs)
@@ -178,10 +234,13 @@ def test_unexpected_errors_are_one_line_and_debug_shows_more(folder, monkeypatch
         (["--pos-w", "inf"], "--pos-w must be a finite number, was inf"),
         (["--iterations", "-1"], "--iterations must not be negative, was -1"),
         (["--preset", "voc"], "--preset must be one of deeplab, irn, psa, afa, was 'voc'"),
-        (["--kind", "odds"], "--kind must be auto, logits or probabilities"),
+        (["--kind", "odds"], "--kind must be auto, logits, probabilities, sigmoid or labels, was 'odds'"),
         (["--gt-prob", "1"], r"--gt-prob must lie strictly between 0 and 1, was 1\.0"),
-        (["--gt-prob", "0.5"], "--gt-prob and --unsure belong to labels"),
-        (["--unsure", "0"], "--gt-prob and --unsure belong to labels"),
+        (["--gt-prob", "0.5"], "--gt-prob, --unsure and --values belong to labels"),
+        (["--unsure", "0"], "--gt-prob, --unsure and --values belong to labels"),
+        (["--values", "0:0,1:1"], "--gt-prob, --unsure and --values belong to labels"),
+        (["--values", "0-0"], "--values: is '0-0', should be like 0:0,255:1"),
+        (["--layout", "kwh"], "--layout must be auto, khw or hwk, was 'kwh'"),
         (["--classes", "0"], "--classes must be 1 to 256, was 0"),
         (["--threads", "0"], "--threads must be at least 1, was 0"),
         (["--overlay", "out.npy"], "output must end in"),
@@ -194,7 +253,8 @@ def test_wrong_options(folder, options, message):
 
 
 def test_wrong_options_for_labels(folder):
-    fails(folder, 2, "--kind belongs to scores", "photo.png", "scribbles.png", "--kind", "logits")
+    fails(folder, 2, "--kind logits belongs to scores", "photo.png", "scribbles.png", "--kind", "logits")
+    fails(folder, 2, "--layout belongs to scores", "photo.png", "scribbles.png", "--layout", "khw")
     fails(folder, 2, "--key belongs to a .npz file", "photo.png", "scribbles.png", "--key", "a")
 
 

@@ -124,6 +124,18 @@ def test_crf_eval_searches_on_the_saved_scores(trained, evaluated, tmp_path):
     assert len((tmp_path / "some.csv").read_text().splitlines()) == 4
 
 
+def test_crf_eval_counts_missing_scores(trained, evaluated, tmp_path):
+    shutil.copytree(evaluated / "logits", tmp_path / "logits")
+    (tmp_path / "logits" / "val_0002.npy").unlink()
+    words = ["crf-eval", "-c", trained / "config.yaml", "--logits", tmp_path / "logits", "-o", tmp_path / "table.csv"]
+    failed = call(*words, "--iterations", 1)
+    assert failed.exit_code == 1
+    assert re.search(r"1 of 4 images have no scores in .*, the first val_0002; --skip-missing goes on", failed.stderr)
+    assert not (tmp_path / "table.csv").exists()
+    result = succeeds(call(*words, "--iterations", 1, "--skip-missing"))
+    assert re.fullmatch(r"note: 1 of 4 images have no scores in .*, they were left out\n", result.stderr)
+
+
 def test_eval_goes_on_without_broken_labels(trained, tmp_path):
     shutil.copytree(trained / "set", tmp_path / "set")
     (tmp_path / "set" / "SegmentationClass" / "val_0001.png").write_bytes(b"broken")
@@ -187,17 +199,23 @@ def test_predict_skips_what_cannot_be_read(trained, tmp_path):
 
 
 def test_predict_by_a_configuration_whose_data_are_elsewhere(trained, evaluated, tmp_path):
-    """Plain weights and a configuration are enough; its palette is used."""
-    torch.save(state_of(trained / "run" / "best.pth"), tmp_path / "plain.pth")
+    """Weights, among others, and a configuration are enough; its palette is used."""
+    state = state_of(trained / "run" / "best.pth")
+    torch.save({"net": {key: 2 * one for key, one in state.items()}, "ema": state}, tmp_path / "plain.pth")
     classes = "classes: [a, b, c, d, e], palette: [[9, 8, 7], [1, 2, 3]]"
     text = (trained / "config.yaml").read_text()
     away = f"data: {{kind: folder, images: away, labels: away, {classes}}}\nmodel:"
     (tmp_path / "config.yaml").write_text(re.sub(r"data:.*model:", away, text, flags=re.S))
     photo = trained / "set" / "JPEGImages" / "val_0000.jpg"
-    options = ["-c", tmp_path / "config.yaml", "-w", tmp_path / "plain.pth", "-o", tmp_path / "out"]
+    options = ["-c", tmp_path / "config.yaml", "-w", tmp_path / "plain.pth", "--key", "ema", "-o", tmp_path / "out"]
     succeeds(call("predict", photo, *options))
     found = tmp_path / "out" / "val_0000.png"
     np.testing.assert_array_equal(labels_of(found), labels_of(evaluated / "png" / "val_0000.png"))
+    torch.save({"old": models.deeplabv2_small(7, msc=False).state_dict(), "ema": state}, tmp_path / "plain.pth")
+    (tmp_path / "out" / "val_0000.png").rename(found.with_name("first.png"))
+    result = call("predict", photo, *[word for word in options if word not in ("--key", "ema")])
+    assert result.stderr == "note: weights under 'ema' taken; those under 'old' fit less\n"
+    assert found.read_bytes() == found.with_name("first.png").read_bytes()
     palette = pictures.voc_palette()
     palette[:2] = [[9, 8, 7], [1, 2, 3]]
     np.testing.assert_array_equal(pictures.read_image(found), palette[labels_of(found)])
@@ -209,9 +227,11 @@ def test_predict_by_a_configuration_whose_data_are_elsewhere(trained, evaluated,
 def test_convert_an_older_spelling(tmp_path):
     source = models.deeplabv2_small(3).state_dict()
     old = {"scale." + key.removeprefix("base.").replace("aspp.c", "aspp.stages.c"): one for key, one in source.items()}
-    torch.save({"state_dict": old}, tmp_path / "old.pth")
+    torch.save({"state_dict": old, "teacher": models.deeplabv2_small(7).state_dict()}, tmp_path / "old.pth")
     words = ["convert", tmp_path / "old.pth", "-o", tmp_path / "new.pth", "--model", "deeplabv2_small"]
-    result = succeeds(call(*words))
+    result = call(*words)
+    assert re.search(r"under 'state_dict' and 'teacher'; say which with --key$", result.stderr.strip())
+    result = succeeds(call(*words, "--key", "state_dict"))
     assert result.stdout.splitlines()[:2] == ["`scale.` read as `base.`", "`aspp.stages.c` read as `aspp.c`"]
     assert result.stdout.splitlines()[2] == (
         f"{len(source)} tensors for deeplabv2_small, written: {tmp_path / 'new.pth'}"

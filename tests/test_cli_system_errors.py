@@ -38,6 +38,10 @@ def folder(tmp_path_factory):
     (made / "empty").mkdir()
     torch.save(models.deeplabv2_small(7, msc=False).state_dict(), made / "seven.pth")
     torch.save({"head.weight": torch.zeros(3, 3)}, made / "other.pth")
+    state = models.deeplabv2_small(5, msc=False).state_dict()
+    torch.save({"student": state, "teacher": {name: 2 * tensor for name, tensor in state.items()}}, made / "two.pth")
+    state["aspp.c0.bias"][1] = torch.nan
+    torch.save(state, made / "nan.pth")
     return made
 
 
@@ -59,7 +63,13 @@ def fails(folder, code, message, *words):
 
 
 CONFIG_WORDS = ["-c", "{f}/config.yaml"]
+NEW_SMALL = ["-o", "{f}/new.pth", "--model", "deeplabv2_small"]
 NEW = ["--set", "output={f}/new", "--quiet"]
+NOT_FINITE = r"aspp\.c0\.bias has 1 of 5 values that are NaN or Inf, .*; take an earlier checkpoint$"
+SEVEN_CLASSES = (
+    r"seven\.pth: do not fit the model: aspp\.c0\.weight is \(7, .*; --config should be that of their training; to "
+    r"train them for another, set its model\.weights$"
+)
 TWO_CLASSES = (
     "data={kind: folder, images: {f}/set/JPEGImages, labels: {f}/set/SegmentationClass, classes: [a, b], val: ''}"
 )
@@ -90,6 +100,13 @@ def test_configurations(folder, command, code, message, words):
         (1, r"list of the split 'extra' not found: .*extra\.txt$", [*NEW, "--set", "data.train=extra"]),
         (1, r"weights not found: .*none\.pth$", [*NEW, "--set", "model.weights={f}/none.pth"]),
         (1, r"other\.pth: do not fit the model: missing", [*NEW, "--set", "model.weights={f}/other.pth"]),
+        (
+            1,
+            r"seven\.pth: do not fit .*; set model\.classifier to fresh to train these layers anew$",
+            [*NEW, "--set", "model.weights={f}/seven.pth", "--set", "model.classifier=strict"],
+        ),
+        (1, r"two\.pth: .*; say which with model\.weights_key$", [*NEW, "--set", "model.weights={f}/two.pth"]),
+        (1, rf"nan\.pth: {NOT_FINITE}", [*NEW, "--set", "model.weights={f}/nan.pth"]),
         (1, r"name: is 'resnet', should be one of deeplabv2_resnet101", [*NEW, "--set", "model.name=resnet"]),
         (1, r"options: is 'size', should be one of msc", [*NEW, "--set", "model.options={size: 3}"]),
         (1, r"checkpoint not found: .*last\.pth$", [*NEW, "--resume"]),
@@ -126,13 +143,20 @@ def test_train_that_diverges(folder):
     ("code", "message", "words"),
     [
         (1, r"weights not found: .*none\.pth$", ["-w", "{f}/none.pth"]),
-        (1, r"weights .*text\.pth: cannot be read as tensors", ["-w", "{f}/text.pth"]),
-        (1, r"seven\.pth: do not fit the model: aspp\.c0\.weight is \(7, ", ["-w", "{f}/seven.pth"]),
+        (
+            1,
+            r"weights .*text\.pth: is a text that begins with 'no weights', not a file of weights; fetch it again$",
+            ["-w", "{f}/text.pth"],
+        ),
+        (1, SEVEN_CLASSES, ["-w", "{f}/seven.pth"]),
+        (1, r"two\.pth: .* under 'student' and 'teacher'; say which with --key$", ["-w", "{f}/two.pth"]),
+        (1, r"under the key 'ema'; there are weights under 'student', 't", ["-w", "{f}/two.pth", "--key", "ema"]),
+        (1, rf"nan\.pth: {NOT_FINITE}", ["-w", "{f}/nan.pth"]),
         (2, r"the weights have 5 classes, the set has 2$", ["-w", "{f}/run/best.pth", "--set", TWO_CLASSES]),
         (2, r"--weights is missing, and .*/empty has neither best\.pth nor last\.pth", ["--set", "output={f}/empty"]),
         (2, r"--device: is 'gpu', should be auto, cpu or cuda$", ["--device", "gpu"]),
         (1, r"list of the split 'extra' not found", ["--split", "extra"]),
-        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
+        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
         (1, r"output must be a folder, .*broken\.jpg is a file$", ["--save-png", "{f}/broken.jpg/labels"]),
         (1, r"crf\.preset: is 'voc': input should be 'deeplab'", ["--crf", "--set", "crf.preset=voc"]),
     ],
@@ -142,14 +166,48 @@ def test_eval(folder, code, message, words):
 
 
 @pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            r"SegmentationClass is read from, nothing may be written there",
+            ["eval", "--save-png", "{f}/set/SegmentationClass"],
+        ),
+        (r"JPEGImages is read from", ["eval", "--save-logits", "{f}/set/../set/JPEGImages"]),
+        (r"labels is read from", ["eval", "--save-png", "{f}/labels"]),
+        (
+            r"linked/val_0000\.png would lie in .*/SegmentationClass, which is read from",
+            ["eval", "--save-png", "{f}/linked"],
+        ),
+        (r"eval\.json would lie in .*JPEGImages, which is read from", ["eval", "-o", "{f}/set/JPEGImages"]),
+        (r"must be a regular file, /dev/null is", ["crf-eval", "--logits", "{f}/empty", "-o", "/dev/null"]),
+        (r"config\.yaml is an input", ["crf-eval", "--logits", "{f}/empty", "-o", "{f}/config.yaml"]),
+        (
+            r"val\.txt is an input",
+            ["crf-eval", "--logits", "{f}/empty", "-o", "{f}/set/ImageSets/Segmentation/val.txt"],
+        ),
+        (r"last\.pth would lie in .*JPEGImages", ["train", "--quiet", "--set", "output={f}/set/JPEGImages"]),
+    ],
+)
+def test_inputs_are_not_overwritten(folder, message, words):
+    labels, linked = folder / "labels", folder / "linked"
+    if not labels.exists():
+        labels.symlink_to("set/SegmentationClass")
+        linked.mkdir()
+        (linked / "val_0000.png").symlink_to("../set/SegmentationClass/val_0000.png")
+    fails(folder, 2, message, words[0], *CONFIG_WORDS, *words[1:])
+
+
+@pytest.mark.parametrize(
     ("code", "message", "words"),
     [
+        (2, r"--kind must be auto, logits, probabilities or sigmoid, was 'labels'$", ["--kind", "labels"]),
+        (2, r"--layout must be auto, khw or hwk, was 'last'$", ["--layout", "last"]),
         (2, r"--bi-xy-std must be numbers separated by commas, was '3,x'$", ["--bi-xy-std", "3,x"]),
         (2, r"--pos-xy-std must be a positive number, was 0", ["--pos-xy-std", "1,0"]),
         (2, r"--iterations must be whole numbers separated by commas, was '2\.5'$", ["--iterations", "2.5"]),
         (1, r"folder not found: .*/none$", ["--logits", "{f}/none"]),
         (1, r"/empty has no file for any image of the set", []),
-        (1, r"output must be a folder, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
+        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
         (1, r"output must be a file, .*/empty is a folder$", ["-o", "{f}/empty"]),
     ],
 )
@@ -170,6 +228,9 @@ def test_crf_eval(folder, code, message, words):
         ),
         (1, r"weights not found: .*none\.pth$", ["{f}/broken.jpg", "-w", "{f}/none.pth"]),
         (1, r"other\.pth: are not those of DeepLab-v2 .* --config$", ["{f}/broken.jpg", "-w", "{f}/other.pth"]),
+        (1, SEVEN_CLASSES, ["{f}/set/JPEGImages", "-w", "{f}/seven.pth", *CONFIG_WORDS]),
+        (1, r"two\.pth: .*; say which with --key$", ["{f}/set/JPEGImages", "-w", "{f}/two.pth", *CONFIG_WORDS]),
+        (1, rf"nan\.pth: {NOT_FINITE}", ["{f}/set/JPEGImages", "-w", "{f}/nan.pth", *CONFIG_WORDS]),
         (2, r"--device: is 'gpu'", ["{f}/set/JPEGImages", "--device", "gpu"]),
     ],
 )
@@ -181,16 +242,19 @@ def test_predict(folder, code, message, words):
     ("code", "message", "words"),
     [
         (2, r"--out must end in \.pth, was .*new\.pt$", ["{f}/seven.pth", "-o", "{f}/new.pt"]),
-        (2, r"seven\.pth is the input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
+        (2, r"seven\.pth is an input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
         (2, r"--model must be one of .*, was 'resnet'$", ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "resnet"]),
         (2, r"--classes is missing, and the names in .*other\.pth do not tell", ["{f}/other.pth", "-o", "{f}/new.pth"]),
         (1, r"weights not found: .*none\.pth$", ["{f}/none.pth", "-o", "{f}/new.pth"]),
         (1, r"folder of the output not found: .*/away$", ["{f}/seven.pth", "-o", "{f}/away/new.pth"]),
         (
             1,
-            r"seven\.pth: do not fit the model: base\.aspp\.c0\.weight is \(7, ",
-            ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "deeplabv2_small", "--classes", "3"],
+            r"seven\.pth: do not fit the model: base\.aspp\.c0\.weight is \(7, .*; --classes is the number that they "
+            r"have, --without-classifier leaves these layers out$",
+            ["{f}/seven.pth", *NEW_SMALL, "--classes", "3"],
         ),
+        (1, r"two\.pth: .*; say which with --key$", ["{f}/two.pth", *NEW_SMALL]),
+        (1, rf"nan\.pth: base\.{NOT_FINITE}", ["{f}/nan.pth", *NEW_SMALL]),
     ],
 )
 def test_convert(folder, code, message, words):
@@ -238,7 +302,7 @@ def test_missing_protobuf(folder, monkeypatch):
 
     caffe.messages.cache_clear()
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
-    (folder / "net.caffemodel").write_bytes(b"")
+    (folder / "net.caffemodel").write_bytes(b"\n\x03net")
     fails(folder, 1, f": protobuf {INSTALL}", "convert", "{f}/net.caffemodel", "-o", "{f}/new.pth")
 
 

@@ -144,7 +144,7 @@ def test_score_kind_is_recognised():
     assert crf.score_kind(prob) == "probabilities"
     assert crf.score_kind(prob.astype(np.float16)) == "probabilities"
     assert crf.score_kind(np.log(prob)) == "logits"
-    assert crf.score_kind(prob * 0.9) == "logits"
+    assert crf.score_kind(prob[:1]) == "sigmoid"
 
 
 def test_logits_become_probabilities():
@@ -172,7 +172,7 @@ def test_bad_scores():
         crf.probabilities_from_scores(scores[0])
     with pytest.raises(ValueError, match=r"had shape \(0, 3, 4\)"):
         crf.probabilities_from_scores(scores[:0])
-    with pytest.raises(ValueError, match="kind must be auto, logits or probabilities, was 'odds'"):
+    with pytest.raises(ValueError, match="kind must be auto, logits, probabilities or sigmoid, was 'odds'"):
         crf.probabilities_from_scores(scores, "odds")
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1, were 3 to 3"):
         crf.probabilities_from_scores(scores + 3, "probabilities")

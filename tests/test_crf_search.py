@@ -17,6 +17,7 @@ from deeplab_fast.evaluation import Predictor
 from deeplab_fast.evaluation.crf_search import combinations, search, table, write_table
 from deeplab_fast.evaluation.evaluate import evaluate
 from deeplab_fast.nn import DenseCRF
+from deeplab_fast.scores import probabilities_from_scores
 
 GRID = {"bi_w": [0, 4], "bi_rgb_std": [20.0, 60.0], "bi_xy_std": [2], "iterations": [0, 3.0]}
 
@@ -115,16 +116,50 @@ def test_missing_and_unfit_logits(logits, tmp_path):
         search(tmp_path / "missing", FakeDataset(5), {})
     with pytest.raises(FileNotFoundError, match=r"has no file for any image of the set, should hold \{name\}\.npy"):
         search(tmp_path, FakeDataset(5), {})
-    with pytest.warns(UserWarning, match="2 of 7 images have no logits"):
-        assert len(search(logits, FakeDataset(7), {"iterations": [0]})) == 2
+    with pytest.raises(FileNotFoundError, match=r"2 of 7 images have no scores in .*, the first picture5; --skip-mi"):
+        search(logits, FakeDataset(7), {"iterations": [0]})
+    with pytest.warns(UserWarning, match=r"2 of 7 images have no scores in .*, they were left out"):
+        assert len(search(logits, FakeDataset(7), {"iterations": [0]}, skip_missing=True)) == 2
     with pytest.raises(ValueError, match="dataset: picture3 has no labels, a search needs them"):
         search(logits, FakeDataset(5, unlabelled=(3,)), {"iterations": [0]})
-    np.save(tmp_path / "picture0.npy", np.zeros((5, 2, 2), np.float32))
-    with pytest.raises(ValueError, match=r"picture0\.npy is float32 \(5, 2, 2\), should be floating \(4, h, w\)"):
+    np.save(tmp_path / "picture0.npy", np.random.default_rng(0).normal(size=(5, 3, 5)))
+    with pytest.raises(ValueError, match=r"picture0\.npy: scores have 5 classes, should have 4"):
         search(tmp_path, FakeDataset(1), {})
     (tmp_path / "picture0.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"picture0\.npy is no readable numpy file"):
         search(tmp_path, FakeDataset(1), {})
+
+
+def test_probabilities_are_read_as_probabilities(tmp_path):
+    """The same scores, handed in as probabilities, give the same."""
+    saved, prob = tmp_path / "logits", tmp_path / "prob"
+    evaluate(Predictor(Colours(stride=1), 4), FakeDataset(5), save_logits=saved, logits_dtype=np.float32)
+    prob.mkdir()
+    for path in saved.iterdir():
+        np.save(prob / path.name, probabilities_from_scores(np.load(path), "logits"))
+    expected, found = (search(folder, FakeDataset(5), {"iterations": [2]}) for folder in (saved, prob))
+    for one, other in zip(expected, found, strict=True):
+        assert other.mean_iou == pytest.approx(one.mean_iou, abs=1e-4)
+    as_logits = search(prob, FakeDataset(5), {"iterations": [2]}, kind="logits")
+    assert abs(as_logits[1].mean_iou - expected[1].mean_iou) > 0.02  # what taking them for logits would give
+
+
+def test_scores_that_are_not_finite_or_not_clear(logits, tmp_path):
+    values = np.load(logits / "picture0.npy")
+    for changed, message in (
+        (np.where(values == values.max(), np.nan, values), "scores must be finite, 1 of"),
+        (1 / (1 + np.exp(-values)), "say --kind sigmoid"),
+        (values.transpose(1, 2, 0), "which --layout hwk says"),
+    ):
+        np.save(tmp_path / "picture0.npy", changed)
+        with pytest.raises(ValueError, match=rf"picture0\.npy: .*{message}"):
+            search(tmp_path, FakeDataset(1), {"iterations": [1]})
+    assert search(tmp_path, FakeDataset(1), {"iterations": [1]}, layout="hwk")[0].mean_iou > 0
+    (tmp_path / "picture0.npy").unlink()
+    np.savez(tmp_path / "picture0.npz", scores=values, features=values[:1])
+    with pytest.raises(ValueError, match="holds 2 arrays"):
+        search(tmp_path, FakeDataset(1), {"iterations": [1]})
+    assert search(tmp_path, FakeDataset(1), {"iterations": [1]}, key="scores")[0].mean_iou > 0
 
 
 def test_table_and_csv(logits, tmp_path):

@@ -18,6 +18,7 @@ from deeplab_fast.evaluation import Predictor, collect_images
 from deeplab_fast.evaluation.batching import same_key
 from deeplab_fast.evaluation.evaluate import evaluate
 from deeplab_fast.evaluation.predict import predict
+from deeplab_fast.evaluation.predictor import NotFiniteError
 
 
 class Turned(nn.Module):
@@ -343,6 +344,43 @@ def test_predict_lists_photos_too_large_for_memory(photos, tmp_path):
     assert all("not enough memory" in message for _, message in result.problems)
 
 
+class Broken(Colours):
+    """Returns NaN for pictures of one width."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores * torch.nan if x.shape[3] == 32 else scores
+
+
+def test_scores_that_are_not_finite_name_the_image(photos, tmp_path):
+    with pytest.raises(NotFiniteError, match=r"picture0: model: returned scores that are NaN or infinite"):
+        evaluate(Predictor(Broken(), 4), FakeDataset(4), batch_size=2)
+    result = evaluate(Predictor(Broken(), 4), FakeDataset(4), batch_size=2, on_problem="skip")
+    assert result.images == 2
+    assert sorted(problem.split(":")[0] for problem in result.problems) == ["picture0", "picture3"]
+    pictures.save_image(tmp_path / "wide.png", scene((24, 32), 0)[0])
+    pictures.save_image(tmp_path / "tall.png", scene((32, 24), 0)[0])
+    both = [tmp_path / "wide.png", tmp_path / "tall.png"]
+    with pytest.raises(NotFiniteError, match=r"wide\.png: model: returned scores that are NaN"):
+        predict(Predictor(Broken(), 4), both, tmp_path / "out")
+    result = predict(Predictor(Broken(), 4), both, tmp_path / "out", on_error="skip")
+    assert files(tmp_path / "out") == ["tall.png"]
+    assert [path.name for path, _ in result.problems] == ["wide.png"]
+
+
+def test_predict_photos_with_long_names(tmp_path):
+    name = "写真" * 40
+    pictures.save_image(tmp_path / f"{name}.jpg", scene((24, 32), 0)[0])
+    predict(Predictor(Colours(), 4), tmp_path / f"{name}.jpg", tmp_path / "out", overlay=True)
+    assert files(tmp_path / "out") == [f"{name}-overlay.png", f"{name}.png"]
+    pictures.save_image(tmp_path / f"{'x' * 251}.jpg", scene((24, 32), 0)[0])
+    model = Colours()
+    with pytest.raises(OSError, match="File name too long"):
+        predict(Predictor(model, 4), tmp_path / f"{'x' * 251}.jpg", tmp_path / "new", overlay=True)
+    assert not model.seen
+    assert not (tmp_path / "new").exists()
+
+
 def test_predict_refuses_before_any_work(photos, tmp_path):
     def refused(message: str, paths, out=tmp_path / "out", **options) -> None:
         model = Colours()
@@ -355,10 +393,14 @@ def test_predict_refuses_before_any_work(photos, tmp_path):
     refused(
         r"photo1\.JPG and .*photo1\.png would both be written to .*photo1\.png", [photos, photos / "inside/photo1.png"]
     )
-    refused(r"would replace the input .*photo0\.png, give another folder", photos, photos)
+    refused(r"photo0\.png is an input and would be overwritten", photos, photos)
     link = tmp_path / "link"
     link.symlink_to(photos)
-    refused("would replace the input", photos, link)
+    refused("is an input and would be overwritten", photos, link)
+    (tmp_path / "jpegs").mkdir()
+    one = pictures.read_image(photos / "photo0.png")
+    pictures.save_image(tmp_path / "jpegs" / "photo.jpg", one)
+    refused("would lie in .*jpegs, which is read from", tmp_path / "jpegs", tmp_path / "jpegs")
     pictures.save_image(photos / "photo0-overlay.png", scene((20, 20), 0)[0])
     refused(r"photo0-overlay\.png and .*photo0\.png would both be written", photos, overlay=True)
     refused("overlay: is 'gif'", photos, overlay="gif")

@@ -73,6 +73,23 @@ def test_gradient_to_the_image(backend: str):
     assert torch.isfinite(image.grad).all()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_learns_on_any_number_of_channels(channels: int, backend: str):
+    """The gradient to the image is a numerical one: each channel is divided by its own deviation."""
+    _, prob = inputs(size=(5, 6))
+    image = 100 * random(5, 2, channels, 5, 6) - 50
+    stds = [20.0 + 10 * channel for channel in range(channels)]
+    layer, scaled = learnable(bi_rgb_std=stds), learnable(bi_rgb_std=1)
+    unit = image / torch.tensor(stds)[:, None, None]
+    image.requires_grad_()
+    unit.requires_grad_()
+    for layer_, leaf in ((layer, image), (scaled, unit)):
+        layer_(leaf, prob)[:, 0].square().sum().backward()
+    torch.testing.assert_close(image.grad * torch.tensor(stds)[:, None, None], unit.grad)
+    torch.testing.assert_close(layer.bilateral_weight.grad, scaled.bilateral_weight.grad)
+    assert layer.bilateral_weight.grad.abs().sum() > 0
+
+
 def test_arrays_come_back_without_gradients():
     image, prob = inputs(batch=1)
     Q = learnable()(image[0].permute(1, 2, 0).numpy(), prob[0].numpy())

@@ -61,6 +61,9 @@ def test_preset_takes_overrides():
         ({"pos_xy_std": 0}, ValueError, "pos_xy_std must be a positive number, was 0"),
         ({"bi_xy_std": -1}, ValueError, "bi_xy_std must be a positive number, was -1"),
         ({"bi_rgb_std": float("nan")}, ValueError, "bi_rgb_std must be a positive number, was nan"),
+        ({"bi_rgb_std": (3, 0)}, ValueError, r"bi_rgb_std must be a positive number, was 0\.0"),
+        ({"bi_rgb_std": ()}, TypeError, r"bi_rgb_std must be a number or one for each channel, was \(\)"),
+        ({"bi_rgb_std": "3"}, TypeError, "bi_rgb_std must be a number or one for each channel, was '3'"),
         ({"bi_w": float("inf")}, ValueError, "bi_w must be a finite number, was inf"),
         ({"iterations": -1}, ValueError, "iterations must not be negative, was -1"),
         ({"iterations": 2.5}, TypeError, r"iterations must be a whole number, was 2\.5"),
@@ -201,6 +204,61 @@ def test_same_on_a_gpu(name: str):
     torch.testing.assert_close(Q.cpu(), module(image, prob), atol=1e-3, rtol=0)
 
 
+# --- Channels ------------------------------------------------------------------------------------------------------
+
+
+def many_channels(channels: int) -> tuple[np.ndarray, list[float]]:
+    """An image (H, W, C) of values of different units, float32, and their standard deviations."""
+    photo_channels = scene()[0].astype(np.float32)
+    units = np.array([0.01, 1, 30, 2.5] * 3, np.float32)[:channels]
+    return photo_channels[..., np.arange(channels) % 3] * units - 7 * units, [float(20 * unit) for unit in units]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+def test_any_number_of_channels(channels: int, backend: str):
+    """As with features set up by hand in pydensecrf's interface for any number of dimensions."""
+    from deeplab_fast.pydensecrf import densecrf as dcrf
+    from deeplab_fast.pydensecrf import utils
+
+    (image, stds), (_, prob) = many_channels(channels), scene()
+    y, x = np.indices((HEIGHT, WIDTH), np.float32)
+    colours = image.transpose(2, 0, 1) / np.array(stds, np.float32)[:, None, None]
+    bilateral = np.concatenate([np.stack([x, y]) / np.float32(20), colours]).reshape(2 + channels, -1)
+    peer = dcrf.DenseCRF(HEIGHT * WIDTH, CLASSES)
+    peer.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(prob, clip=1e-5)))
+    peer.addPairwiseEnergy(np.stack([x, y]).reshape(2, -1), compat=3)
+    peer.addPairwiseEnergy(bilateral, compat=4)
+    expected = np.array(peer.inference(3)).reshape(prob.shape)
+    module = nn.DenseCRF(iterations=3, bi_xy_std=20, bi_rgb_std=stds)
+    assert module.params.bi_rgb_std == tuple(stds)
+    Q = module(image, prob)
+    np.testing.assert_allclose(Q, expected, atol=1e-3)
+    assert np.abs(Q - expected).mean() < 1e-6
+    as_tensor = module(torch.from_numpy(image).movedim(-1, 0)[None], torch.from_numpy(prob)[None])
+    np.testing.assert_array_equal(as_tensor[0].numpy(), Q)
+
+
+def test_one_deviation_is_the_same_for_each(backend: str):
+    image, prob = scene()
+    expected = nn.DenseCRF(**QUICK)(image, prob)
+    np.testing.assert_array_equal(nn.DenseCRF(**{**QUICK, "bi_rgb_std": np.full(3, 20)})(image, prob), expected)
+    grey = nn.DenseCRF(**QUICK)(image[..., :1], prob)
+    np.testing.assert_array_equal(grey, nn.DenseCRF(**{**QUICK, "bi_rgb_std": [20]})(image[..., :1], prob))
+    assert np.abs(grey - expected).max() > 1e-3
+    params = crf.CRFParameters(iterations=3, bi_xy_std=20, bi_rgb_std=(10, 20, 30))
+    np.testing.assert_allclose(nn.DenseCRF(**vars(params))(image, prob), crf.densecrf(image, prob, params), atol=1e-5)
+    assert "bi_rgb_std=(10, 20, 30)" in repr(nn.DenseCRF(**vars(params)))
+
+
+def test_refuses_deviations_of_other_channels():
+    image, prob = scene()
+    message = "bi_rgb_std: has 2 numbers, should be one number, or 3, one for each channel of the image"
+    with pytest.raises(ValueError, match=message):
+        nn.DenseCRF(bi_rgb_std=(1, 2))(image, prob)
+    with pytest.raises(ValueError, match="bi_rgb_std must be a number or three, one for each of R, G and B"):
+        crf.densecrf(image, prob, crf.CRFParameters(bi_rgb_std=(1, 2)))
+
+
 # --- Errors --------------------------------------------------------------------------------------------------------
 
 IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
@@ -209,9 +267,10 @@ IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
 @pytest.mark.parametrize(
     ("image", "prob", "message"),
     [
-        (IMAGE[..., :2], PROB, r"image: shape is \(4, 5, 2\), should be \(H, W, 3\) or \(N, H, W, 3\) for an array"),
-        (IMAGE[..., 0], PROB, r"image: shape is \(4, 5\), should be \(H, W, 3\)"),
-        (torch.zeros(4, 5, 3), PROB, r"image: shape is \(4, 5, 3\), should be \(3, H, W\) or \(N, 3, H, W\) for a ten"),
+        (IMAGE[..., :0], PROB, r"image: shape is \(4, 5, 0\), should be .* for an array, with C at least 1"),
+        (IMAGE[..., 0], PROB, r"image: shape is \(4, 5\), should be \(H, W, C\) or \(N, H, W, C\) for an array"),
+        (torch.zeros(4, 5), PROB, r"image: shape is \(4, 5\), should be \(C, H, W\) or \(N, C, H, W\) for a tensor"),
+        (torch.zeros(4, 5, 3), PROB, r"prob: .* of image, whose shape is \(4, 5, 3\) with channels before height"),
         (IMAGE, PROB[0], r"prob: shape is \(4, 5\), should be \(K, H, W\) or \(N, K, H, W\)"),
         (IMAGE, PROB[:0], r"prob: shape is \(0, 4, 5\), should be .* with K, H and W at least 1"),
         (IMAGE[:0], PROB[:, :0], r"prob: shape is \(2, 0, 5\), should be .* with K, H and W at least 1"),
@@ -224,6 +283,7 @@ IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
         (IMAGE - 1.0, PROB, r"image: values are -1 to -1, should be in 0\.\.255, not normalised"),
         (IMAGE + 256.0, PROB, r"image: values are 256 to 256, should be in 0\.\.255"),
         (IMAGE + np.inf, PROB, r"image: values are inf to inf, should be in 0\.\.255"),
+        (IMAGE[..., :1] + np.nan, PROB, r"image: values are nan to nan, should be finite"),
         (IMAGE, torch.zeros(2, 4, 5, device="meta"), r"prob: device is meta, should be cpu, that of image"),
     ],
 )

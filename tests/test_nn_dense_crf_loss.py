@@ -22,18 +22,18 @@ def inputs(batch: int = 2, labels: int = 3, size: tuple[int, int] = (8, 9)) -> t
     return image, prob, (random(2, batch, *size) > 0.2).float()
 
 
-def features_of(image: Tensor) -> Tensor:
-    """(N, 5, H, W), written out once more."""
+def features_of(image: Tensor, sigma_rgb: float | Tensor = SIGMAS["sigma_rgb"]) -> Tensor:
+    """(N, 2 + C, H, W), written out once more."""
     y, x = torch.meshgrid(*(torch.arange(float(n)) for n in image.shape[2:]), indexing="ij")
     position = torch.stack([x, y]).expand(len(image), -1, -1, -1)
-    return torch.cat([position / SIGMAS["sigma_xy"], image / SIGMAS["sigma_rgb"]], dim=1)
+    return torch.cat([position / SIGMAS["sigma_xy"], image / sigma_rgb], dim=1)
 
 
-def lattice_kernels(image: Tensor) -> Tensor:
+def lattice_kernels(image: Tensor, sigma_rgb: float | Tensor = SIGMAS["sigma_rgb"]) -> Tensor:
     """The filter as matrices (N, P, P), a column for each unit vector."""
     points = image[0, 0].numel()
     units = torch.eye(points).reshape(1, points, *image.shape[2:]).expand(len(image), -1, -1, -1)
-    filtered = deeplab_fast.reference.permutohedral_filter(units.double(), features_of(image))
+    filtered = deeplab_fast.reference.permutohedral_filter(units.double(), features_of(image, sigma_rgb))
     return filtered.flatten(2).transpose(1, 2)
 
 
@@ -104,6 +104,30 @@ def test_gradient_is_a_numerical_one(normalized: bool):
         up, down = (loss(image, (prob + sign * step * direction).clamp(0, 1), roi).double() for sign in (1, -1))
     # The loss is quadratic, so the difference has no error but rounding's and the clamp's.
     assert (prob.grad * direction).sum().item() == pytest.approx(((up - down) / (2 * step)).item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+def test_any_number_of_channels(channels: int, normalized: bool, backend: str):
+    """The formula on images of channels in different units, each with its own deviation."""
+    _, prob, roi = inputs()
+    stds = [0.1 * 3**channel for channel in range(channels)]
+    sigma_rgb = torch.tensor(stds)[:, None, None]
+    image = (3 * random(8, 2, channels, 8, 9) - 1) * sigma_rgb
+    kernels = lattice_kernels(image, sigma_rgb)
+    loss = nn.DenseCRFLoss(0.3, stds, SIGMAS["sigma_xy"], 1, normalized)
+    expected = 0.3 * energy(kernels, prob, roi, normalized).item()
+    assert loss(image, prob, roi).item() == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(
+        ValueError, match=rf"sigma_rgb: has {channels} numbers, should be one number, or {channels + 1}, "
+    ):
+        loss(torch.zeros(2, channels + 1, 8, 9), prob, roi)
+
+
+def test_one_deviation_is_the_same_for_each():
+    image, prob, roi = inputs()
+    one, three = (nn.DenseCRFLoss(1.0, sigma, 4.0, 0.5)(image, prob, roi) for sigma in (25.0, [25.0] * 3))
+    assert one == three
 
 
 def test_scaling_is_that_of_the_implementations_in_use():
@@ -178,6 +202,7 @@ def test_compiles_without_a_graph_break(normalized: bool, backend: str):
     ("changes", "message"),
     [
         ({"sigma_rgb": 0}, "sigma_rgb: is 0, should be positive and finite"),
+        ({"sigma_rgb": (3, float("inf"))}, "sigma_rgb: is inf, should be positive and finite"),
         ({"sigma_xy": -1}, "sigma_xy: is -1, should be positive and finite"),
         ({"scale_factor": float("nan")}, "scale_factor: is nan, should be positive and finite"),
         ({"weight": float("inf")}, "weight: is inf, should be finite"),
@@ -192,9 +217,9 @@ def test_refuses_parameters(changes: dict, message: str):
     ("changes", "error", "message"),
     [
         (
-            {"images": torch.zeros(2, 1, 8, 9)},
+            {"images": torch.zeros(2, 0, 8, 9)},
             ValueError,
-            r"images: shape is \(2, 1, 8, 9\), should be .*\(N, 3, H, W\)",
+            r"images: shape is \(2, 0, 8, 9\), should be .*\(N, C, H, W\) for a tensor, with C at least 1",
         ),
         ({"images": torch.zeros(1, 3, 8, 9)}, ValueError, r"segmentations: shape .* width of images, whose shape is"),
         (

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deeplab_fast import pictures
+from deeplab_fast.files import atomic_write, atomic_write_all, check_destination
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -175,7 +176,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path):
     (tmp_path / "old.png").write_bytes(b"old")
     for name in ("old.png", "new.png"):
         with pytest.raises(OSError, match="No space left"):
-            pictures.atomic_write(tmp_path / name, fill_the_disk)
+            atomic_write(tmp_path / name, fill_the_disk)
     assert files(tmp_path) == ["old.png"]
     assert (tmp_path / "old.png").read_bytes() == b"old"
 
@@ -191,7 +192,7 @@ def test_both_files_or_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fails_the_second_time)
     with pytest.raises(OSError, match="No space left"):
-        pictures.atomic_write_all({tmp_path / n: lambda file: file.write(b"x") for n in ("a", "b")})
+        atomic_write_all({tmp_path / n: lambda file: file.write(b"x") for n in ("a", "b")})
     assert len(calls) == 2
     assert files(tmp_path) == []
 
@@ -201,7 +202,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pictures.atomic_write(tmp_path / "x.png", interrupted)
+        atomic_write(tmp_path / "x.png", interrupted)
     assert files(tmp_path) == []
 
 
@@ -222,8 +223,8 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 def test_destinations_are_checked(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="folder of the output not found"):
-        pictures.check_destination(tmp_path / "absent" / "x.png")
+        check_destination(tmp_path / "absent" / "x.png")
     with pytest.raises(NotADirectoryError, match="output's folder must be one"):
-        pictures.check_destination(tmp_path / "file" / "x.png")
+        check_destination(tmp_path / "file" / "x.png")
     with pytest.raises(IsADirectoryError, match="output must be a file"):
-        pictures.check_destination(tmp_path)
+        check_destination(tmp_path)

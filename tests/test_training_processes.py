@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from small_trainings import environment, first_weights, logged, python, small_config, write_set
+from small_trainings import environment, first_weights, logged, make_with_dropout, python, small_config, write_set
 
 from deeplab_fast import evaluation
 from deeplab_fast.from_config import make_dataset, read_weights
@@ -57,6 +57,32 @@ def failing(items):
     return collate(items)
 data.collate = failing
 train(read_config(sys.argv[1]), quiet=True)
+"""
+
+# The second process gets SIGTERM in step 3; what each has when it evaluates is compared on the way.
+SIGNAL = """
+import json, os, signal, sys
+from small_trainings import differences, make_with_dropout
+from torch import distributed
+from deeplab_fast import evaluation
+from deeplab_fast.config import read_config
+from deeplab_fast.training import TrainingTerminated, train, trainer
+trainer.make_model = make_with_dropout
+evaluate, step, found = evaluation.evaluate.evaluate, trainer.Trainer._step, []
+def comparing(predictor, dataset, **options):
+    states = [None, None]
+    distributed.all_gather_object(states, predictor.model.state_dict())
+    found.extend(differences(*states))
+    return evaluate(predictor, dataset, **options)
+def signalled(self, batches):
+    if self.step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, batches)
+evaluation.evaluate.evaluate, trainer.Trainer._step = comparing, signalled
+try:
+    train(read_config(sys.argv[1]), quiet=True, resume="auto")
+except TrainingTerminated as error:
+    print(json.dumps([found, error.code, str(error)]))
 """
 
 
@@ -142,3 +168,22 @@ def test_no_process_waits_for_one_that_failed(root, tmp_path):
     assert second[0] != 0
     assert "a broken photo" in second[2]
     assert checkpoints.load(tmp_path / "out" / "last.pth")["step"] == 1
+
+
+def test_a_signal_to_one_process_ends_all_and_the_scores_are_those_of_the_file(root, tmp_path):
+    """Batch norm's statistics differ between processes; the log has to be of those that are saved."""
+    config = small_config(root, tmp_path / "out", iterations=50, evaluate_every=2)
+    for found, code, message in results(in_two_processes(SIGNAL, config, tmp_path)):
+        assert found == []
+        assert code == 143
+        assert message.startswith("after step 3; last.pth is saved")
+    assert checkpoints.load(config.output / "last.pth")["step"] == 3
+
+    best = torch.load(config.output / "best.pth", weights_only=True)
+    assert best["step"] == 2
+    model, _ = make_with_dropout(None, 5)
+    model.load_state_dict(best["model"])
+    validation = make_dataset(config.data, "val")
+    again = evaluation.evaluate.evaluate(evaluation.Predictor(model, 5), validation)
+    [score] = [float(line[3]) for line in logged(config.output) if line[3]]
+    assert again.matrix.scores().mean_iou == pytest.approx(score, rel=1e-6)

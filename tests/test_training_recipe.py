@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from deeplab_fast import data, models, training
 from deeplab_fast.config import CRFLossConfig
 from deeplab_fast.nn import DenseCRFLoss
+from deeplab_fast.training.display import Display
 from deeplab_fast.training.processes import Processes, synchronise_batch_norm
 
 CLASSES = 5
@@ -161,7 +162,7 @@ def test_two_steps_of_two_batches_by_hand(root, tmp_path):
     options = {"msc": True, "frozen_batch_norm": True}
     recipe = {"iterations": 10, "accumulation": 2, "lr": 0.0001, "weight_decay": 0.1}
     config = small_config(root, tmp_path, options, first_weights(tmp_path), **recipe)
-    trainer = training.Trainer(config, torch.device("cpu"), Processes(), resume=False)
+    trainer = training.Trainer(config, torch.device("cpu"), Processes(), Display(config, shown=False))
     by_hand = copy.deepcopy(trainer.model).train()
     crops = [trainer.samples[pair] for pair in itertools.islice(trainer.sampler, 8)]
     batches = trainer._batches()

@@ -145,8 +145,8 @@ def test_nothing_to_resume(root, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no checkpoint", "is not readable"),
-        (b"", "is not readable"),
+        (b"no checkpoint", "is a text that begins with 'no checkpoint'"),
+        (b"", "is empty"),
         ({"model": {}}, "has no optimizer, scheduler, sampler, step"),
         ([1], "has no model"),
     ],
@@ -157,6 +157,17 @@ def test_no_checkpoint(root, tmp_path, content, said):
     else:
         torch.save(content, tmp_path / "last.pth")
     with pytest.raises(ValueError, match=rf"checkpoint .*last\.pth.* {said}"):
+        train(small_config(root, tmp_path), quiet=True, resume=True)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_checkpoint_that_is_not_finite(root, begun, tmp_path, part):
+    content = torch.load(begun / "last.pth", weights_only=True)
+    tensors = content["model"] if part == "model" else content["optimizer"]["state"][0]
+    name = "layer1.conv1.conv.weight" if part == "model" else "momentum_buffer"
+    tensors[name][0, 0, 0, 0] = float("nan")
+    torch.save(content, tmp_path / "last.pth")
+    with pytest.raises(ValueError, match=rf"checkpoint .*last\.pth: {part}\..*{name} has 1 of \d+ values that are NaN"):
         train(small_config(root, tmp_path), quiet=True, resume=True)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deeplab_fast.files import DestinationError
+
 if TYPE_CHECKING:
     import torch
 
     from deeplab_fast.config import Config
+    from deeplab_fast.from_config import Weights
 
 # Packages of the extra `train`, by the modules that are imported from them.
 TRAIN_PACKAGES = {
@@ -29,20 +34,54 @@ TRAIN_PACKAGES = {
 }
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Key = Annotated[str | None, typer.Option(help="Which weights, where the file holds several: ema or student, say.")]
 
 
 class WrongUse(Exception):
     """Options that make no sense, alone or together: exit code 2."""
 
 
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which ends a process at once, raises Terminated, so that what is half-written is taken away.
+
+    Signals belong to the main thread: in another one, nothing is changed. A worker process that is forked inside ends
+    at once, as ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != process:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def reported(command: str, debug: bool) -> Iterator[None]:
     """Turn every failure into one line on stderr and an exit code; with ``debug`` show the traceback, too."""
     try:
-        yield
+        with sigterm_raises():
+            yield
     except (typer.Exit, typer.Abort):
         raise
-    except WrongUse as error:
+    except Terminated:
+        typer.echo(f"deeplab-fast {command}: terminated", err=True)
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    except (WrongUse, DestinationError) as error:
         typer.echo(f"deeplab-fast {command}: wrong use: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as error:
@@ -94,13 +133,27 @@ def chosen_device(option: str | None, entry: str) -> torch.device:
         raise WrongUse(f"--{error}") from error
 
 
-def check_folder(path: Path) -> None:
-    """Raise, before any work is done, if files cannot be written to a folder, which is made later if need be."""
-    there = next(one for one in (path, *path.parents) if one.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"output must be a folder, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"folder is not writable: {there}")
+@contextlib.contextmanager
+def weights_advice(**advice: str) -> Iterator[None]:
+    """Where weights do not fit, say what this command has for it; see `deeplab_fast.models.WeightsError`."""
+    from deeplab_fast.models import WeightsError
+
+    try:
+        yield
+    except WeightsError as error:
+        raise error.advising({"key": "say which with --key", **advice}) from error
+
+
+def network_of(weights: Path, config: Config | None, key: str | None) -> Weights:
+    """The network of a file of weights, which has to fit the configuration; remarks on it are shown."""
+    from deeplab_fast import from_config
+
+    other = "--config should be that of their training; to train them for another, set its model.weights"
+    with weights_advice(classifier=other, accept_stride=other):
+        loaded = from_config.read_weights(weights, config, key=key)
+    for text in loaded.notes if is_first_process() else ():
+        note(text)
+    return loaded
 
 
 def is_first_process() -> bool:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, WrongUse, reported, warnings_as_notes
+from deeplab_fast.commands.common import Debug, Key, WrongUse, reported, warnings_as_notes, weights_advice
+
+_CLASSIFIER = "--classes is the number that they have, --without-classifier leaves these layers out"
+_STRIDE = "to train from them, name the file itself in model.weights, with stride_in_3x3: true in model.options"
 
 
 def convert_command(
@@ -26,23 +29,23 @@ def convert_command(
             "--without-classifier", help="The weights have no classifier (pretrained): convert the rest, for training."
         ),
     ] = False,
+    key: Key = None,
     debug: Debug = False,
 ) -> None:
     """Turn published weights into a file of ours, checked against the network they are for."""
     with reported("convert", debug), warnings_as_notes():
         if out.suffix != ".pth":
             raise WrongUse(f"--out must end in .pth, was {out}")
-        if out.resolve() == source.resolve():
-            raise WrongUse(f"{out} is the input and would be overwritten")
         import torch
 
-        from deeplab_fast import models, pictures
+        from deeplab_fast import files, models
         from deeplab_fast.from_config import class_count
 
         if model not in models.NAMES:
             raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
-        pictures.check_destination(out)
-        classes = class_count(source) if classes is None else classes
+        files.check_destination(out, [source])
+        with weights_advice():
+            classes = class_count(source, key) if classes is None else classes
         if without_classifier:
             classes = classes or 1  # nothing of it is written
         elif classes is None:
@@ -51,13 +54,15 @@ def convert_command(
                 "--without-classifier"
             )
         network = models.create(model, classes)
-        report = models.load_weights(network, source, classifier="fresh" if without_classifier else "strict")
+        classifier = "fresh" if without_classifier else "strict"
+        with weights_advice(classifier=_CLASSIFIER, accept_stride=_STRIDE):
+            report = models.load_weights(network, source, classifier=classifier, key=key)
         state = network.state_dict()
         if without_classifier:
             own = {id(parameter) for module in models.classifier_modules(network) for parameter in module.parameters()}
             left_out = [name for name, parameter in network.named_parameters() if id(parameter) in own]
             state = {name: tensor for name, tensor in state.items() if name not in left_out}
-        pictures.atomic_write(out, lambda file: torch.save(state, file))
+        files.atomic_write(out, lambda file: torch.save(state, file))
         for note in report.notes:
             typer.echo(note)
         typer.echo(f"{report.loaded} tensors for {model}, written: {out}")

@@ -10,7 +10,6 @@ import typer
 from deeplab_fast.commands.common import (
     Debug,
     WrongUse,
-    check_folder,
     chosen_device,
     configuration,
     progress_bar,
@@ -18,6 +17,7 @@ from deeplab_fast.commands.common import (
     warnings_as_notes,
 )
 from deeplab_fast.commands.evaluate import Device
+from deeplab_fast.commands.options import Key, Kind, Layout, SkipMissing, check_scores_options
 from deeplab_fast.commands.train import Config, Set
 
 Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
@@ -25,7 +25,9 @@ Values = Annotated[str | None, typer.Option(help="Values to try, separated by co
 
 def crf_eval_command(
     config: Config,
-    logits: Annotated[Path, typer.Option(help="Folder that eval --save-logits wrote.", show_default=False)],
+    logits: Annotated[
+        Path, typer.Option(help="Folder of scores, as eval --save-logits writes: NAME.npy.", show_default=False)
+    ],
     set: Set = None,
     pos_w: Values = None,
     pos_xy_std: Values = None,
@@ -34,6 +36,10 @@ def crf_eval_command(
     bi_rgb_std: Values = None,
     iterations: Values = None,
     random: Annotated[int | None, typer.Option(min=1, help="Try so many, drawn from all (default: all).")] = None,
+    kind: Kind = "auto",
+    layout: Layout = "auto",
+    key: Key = None,
+    skip_missing: SkipMissing = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Images to use (default: all).")] = None,
     split: Annotated[str | None, typer.Option(help="Split that the scores are of (default: data.val).")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file (default: crf-eval.csv in output).")] = None,
@@ -47,25 +53,29 @@ def crf_eval_command(
             "bi_rgb_std": bi_rgb_std, "iterations": iterations,
         }  # fmt: skip
         grid = {name: _numbers(name, values) for name, values in given.items() if values is not None}
+        check_scores_options(kind, layout)
         read = configuration(config, set)
         from rich.console import Console
 
-        from deeplab_fast import from_config, pictures
+        from deeplab_fast import files, from_config
         from deeplab_fast.evaluation import crf_search
 
         path = out or read.output / "crf-eval.csv"
-        check_folder(path.parent)
-        if path.parent.exists():
-            pictures.check_destination(path)
         params = from_config.crf_parameters(read.crf)
         grid = {name: grid.get(name, [getattr(params, name)]) for name in given}
         dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
+        inputs = from_config.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
+        files.check_destination(path, inputs, new_folder=True)
         chosen = chosen_device(device, read.device)
         with progress_bar("CRFs") as progress:
             results = crf_search.search(
                 logits,
                 dataset,
                 grid,
+                kind=kind,
+                layout=layout,
+                key=key,
+                skip_missing=skip_missing,
                 limit=limit,
                 random=random,
                 progress=progress,

@@ -9,11 +9,12 @@ import typer
 
 from deeplab_fast.commands.common import (
     Debug,
+    Key,
     WrongUse,
-    check_folder,
     chosen_device,
     configuration,
     is_first_process,
+    network_of,
     progress_bar,
     reported,
     warnings_as_notes,
@@ -23,6 +24,8 @@ from deeplab_fast.commands.train import Config, Set
 if TYPE_CHECKING:
     from deeplab_fast.config import Config as Entries
     from deeplab_fast.evaluation import EvaluationResult
+
+PLAIN, WITH_CRF = "eval", "eval-crf"  # names of the reports
 
 WeightsFile = Annotated[
     Path | None,
@@ -36,6 +39,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as
 def evaluate_command(
     config: Config,
     weights: WeightsFile = None,
+    key: Key = None,
     crf: Crf = False,
     set: Set = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate (default: data.val).")] = None,
@@ -53,15 +57,19 @@ def evaluate_command(
         read = configuration(config, set)
         import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
 
-        from deeplab_fast import evaluation, from_config
+        from deeplab_fast import evaluation, files, from_config
         from deeplab_fast.training.processes import processes
 
-        for folder in (out or read.output, save_png, save_logits):
-            if folder is not None:
-                check_folder(folder)
         chosen = chosen_device(device, read.device)
         dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
-        loaded = from_config.read_weights(weights or trained(read), read)
+        weights = weights or trained(read)
+        inputs = from_config.inputs_of(read, [dataset], config, weights)
+        for folder in filter(None, (save_png, save_logits)):
+            files.check_folder(folder, inputs)  # each file in them is checked before it starts
+        for name in (PLAIN, *[WITH_CRF] * crf):
+            for path in evaluation.report.report_files(out or read.output, name):
+                files.check_destination(path, inputs, new_folder=True)
+        loaded = network_of(weights, read, key)
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:
@@ -101,10 +109,10 @@ def _report(result: EvaluationResult, classes: list[str], folder: Path, others: 
     after = None if result.matrix_crf is None else result.matrix_crf.scores()
     Console().print(report.table(before, classes, after))
     extra = {"images": result.images, "seconds": round(result.seconds, 3), "problems": result.problems}
-    written = report.write_report(folder, "eval", before, result.matrix, classes, title="without CRF", extra=extra)
+    written = report.write_report(folder, PLAIN, before, result.matrix, classes, title="without CRF", extra=extra)
     if after is not None:
         written += report.write_report(
-            folder, "eval-crf", after, result.matrix_crf, classes, title="with CRF", extra=extra
+            folder, WITH_CRF, after, result.matrix_crf, classes, title="with CRF", extra=extra
         )
     typer.echo(f"{result.images} images in {result.seconds:.1f} s, {result.images / result.seconds:.2f} a second")
     for problem in result.problems:

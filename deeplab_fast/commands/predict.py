@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, chosen_device, configuration, progress_bar, reported, warnings_as_notes
+from deeplab_fast.commands.common import (
+    Debug,
+    Key,
+    chosen_device,
+    configuration,
+    network_of,
+    progress_bar,
+    reported,
+    warnings_as_notes,
+)
 from deeplab_fast.commands.evaluate import Crf, Device, Tile
 
 
@@ -20,6 +29,7 @@ def predict_command(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Configuration (default: the checkpoint's).")
     ] = None,
+    key: Key = None,
     crf: Crf = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write photo, labels and both together.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos of equal shape to predict at once.")] = 1,
@@ -36,7 +46,7 @@ def predict_command(
 
         paths = evaluation.collect_images(images)
         read = None if config is None else configuration(config, None)
-        loaded = from_config.read_weights(weights, read)
+        loaded = network_of(weights, read, key)
         chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
         predictor = from_config.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
         with progress_bar("prediction") as progress:

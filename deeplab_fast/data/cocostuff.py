@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,10 @@ window-blind, window-other, wood
 """
 # The dataset's identifiers 1 to 182, in order: 91 things, eleven of them never labelled, and 91 kinds of stuff.
 COCOSTUFF_CLASSES = tuple(" ".join(name.split()) for part in (_THINGS, _STUFF) for name in part.split(","))
+NEVER_LABELLED = (
+    *("street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender"),
+    "hair brush",
+)
 
 
 class COCOStuff10k(FileDataset):
@@ -58,6 +64,7 @@ class COCOStuff10k(FileDataset):
     """
 
     SPLITS = ("train", "test", "all")
+    never_labelled = NEVER_LABELLED
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
         if split not in self.SPLITS:
@@ -75,15 +82,21 @@ class COCOStuff10k(FileDataset):
         ]
         super().__init__(entries, COCOSTUFF_CLASSES, source=list_path, on_error=on_error)
 
+    def _label_size(self, path: Path) -> tuple[int, int]:
+        from scipy.io import whosmat
+
+        with _readable(path):
+            shapes = {name: shape for name, shape, _ in whosmat(path)}
+        if len(shapes.get("S", ())) != 2:
+            self._read_labels(path)  # it says what is wrong
+        height, width = shapes["S"]
+        return width, height
+
     def _read_labels(self, path: Path) -> NDArray[np.int64]:
         from scipy.io import loadmat
 
-        try:
+        with _readable(path):
             content = loadmat(path, variable_names=["S"])
-        except (MemoryError, PermissionError):
-            raise
-        except Exception as error:  # the reader raises ValueError, TypeError, zlib.error, NotImplementedError and more
-            raise ValueError(f"labels of {path}: are no readable .mat file: {error}") from error
         stored = content.get("S")
         if stored is None or stored.ndim != 2 or stored.dtype.kind not in "iuf":
             found = "no such array" if stored is None else f"shape {stored.shape} and dtype {stored.dtype}"
@@ -93,6 +106,17 @@ class COCOStuff10k(FileDataset):
         labels[labels == IGNORED] = IGNORED + 1
         labels[labels == -1] = IGNORED
         return labels
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns each of the ways in which reading a .mat file fails into one that names the file."""
+    try:
+        yield
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # the reader raises ValueError, TypeError, zlib.error, NotImplementedError and more
+        raise ValueError(f"labels of {path}: are no readable .mat file: {error}") from error
 
 
 class COCOStuff164k(FileDataset):
@@ -109,6 +133,7 @@ class COCOStuff164k(FileDataset):
     """
 
     SPLITS = ("train2017", "val2017")
+    never_labelled = NEVER_LABELLED
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
         full = split if split in self.SPLITS else f"{split}2017"
@@ -126,3 +151,7 @@ class COCOStuff164k(FileDataset):
         origin = f"in {images}"
         entries = [Entry(name, images / f"{name}.jpg", labels / f"{name}.png", origin) for name in names]
         super().__init__(entries, COCOSTUFF_CLASSES, source=images, on_error=on_error)
+
+    def inputs(self) -> list[Path]:
+        others = [self.root / part / split for part in ("images", "annotations") for split in self.SPLITS]
+        return [*super().inputs(), *others]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deeplab_fast.data._checks import checked_count, checked_folder
-from deeplab_fast.data.sample import Entry, FileDataset
+from deeplab_fast.data.problems import class_numbers, outside
+from deeplab_fast.data.sample import Entry, FileDataset, checked_classes
+from deeplab_fast.label_values import LabelValues
 from deeplab_fast.pictures import IGNORED, read_labels
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 VOC_CLASSES = (
@@ -129,17 +132,20 @@ class Folder(FileDataset):
 
     Args:
         images: folder of .jpg, .jpeg, .png, .bmp, .webp, .tif or .tiff files.
-        labels: folder of `{name}.png`, palette or grey, 8 or 16 bits, whose values are class numbers; None where there
-            are none, for prediction.
+        labels: folder of `{name}.png`, palette or grey, 8 or 16 bits, whose values are class numbers, or what
+            `label_values` says; None where there are none, for prediction.
         classes: names of the classes, in the order of their numbers.
         list: a text file with one image name a line, with or without its ending; default all images, sorted.
         palette, on_error: see :class:`SegmentationDataset`.
         ignore_index: the value, in the label files, of pixels of which nothing is known. In samples it is 255, as it
-            may be in the files too.
+            may be in the files too. None: every pixel is known, and 255 is a value like others.
+        label_values: the class, or None for pixels of which nothing is known, of each value in the label files:
+            {0: 0, 255: 1} for masks of 0 and 255. A value that it names is not `ignore_index` or 255 any more.
 
     Raises:
         FileNotFoundError: if a folder or the list is missing.
-        ValueError: if no image is found, the list is empty, or a name stands for two image files.
+        ValueError: if no image is found, the list is empty, a name stands for two image files, or a value is to be a
+            class that there is not.
     """
 
     def __init__(
@@ -150,12 +156,20 @@ class Folder(FileDataset):
         *,
         list: str | os.PathLike[str] | None = None,
         palette: Any = None,
-        ignore_index: int = IGNORED,
+        ignore_index: int | None = IGNORED,
+        label_values: Mapping[int, int | None] | None = None,
         on_error: str = "raise",
     ):
         self.images = checked_folder("images", images)
         self.labels = None if labels is None else checked_folder("labels", labels)
-        self._ignored_value = checked_count("ignore_index", ignore_index, 0)
+        self._values = _meanings(len(checked_classes(classes)), ignore_index, label_values)
+        if label_values is not None:
+            self._expected = f"a value that label_values names: {self._values}"
+        elif ignore_index is None:
+            self._expected = class_numbers(classes)
+        else:
+            ignored = " or ".join(map(str, dict.fromkeys((ignore_index, IGNORED))))
+            self._expected = f"{class_numbers(classes)} or {ignored} (not labelled)"
         found = _images_by_name(self.images)
         if list is None:
             lines, source = [(name, f"in {self.images}") for name in sorted(found)], self.images
@@ -164,6 +178,9 @@ class Folder(FileDataset):
             lines = read_list(source, "list")
         entries = [self._entry(line, origin, found) for line, origin in lines]
         super().__init__(entries, classes, source=source, palette=palette, on_error=on_error)
+
+    def inputs(self) -> list[Path]:
+        return [*super().inputs(), self.images, *([self.labels] if self.labels is not None else [])]
 
     def _entry(self, line: str, origin: str, found: dict[str, list[Path]]) -> Entry:
         if line.lower().endswith(IMAGE_ENDINGS):
@@ -178,9 +195,23 @@ class Folder(FileDataset):
         return Entry(name, image, None if self.labels is None else self.labels / f"{name}.png", origin)
 
     def _read_labels(self, path: Path) -> NDArray[np.int64]:
-        labels = read_labels(path)
-        labels[labels == self._ignored_value] = IGNORED
-        return labels
+        stored = read_labels(path)
+        unnamed = self._values.unnamed(stored)
+        if unnamed:
+            raise outside(stored[np.isin(stored, unnamed)], path, self._expected)
+        return self._values.apply(stored)
+
+
+def _meanings(classes: int, ignore_index: int | None, label_values: Mapping[int, int | None] | None) -> LabelValues:
+    """What each value of a label file stands for, of so many classes; see :class:`Folder`."""
+    ignored = {} if ignore_index is None else {checked_count("ignore_index", ignore_index, 0): None, IGNORED: None}
+    if label_values is None:
+        return LabelValues({**{k: k for k in range(classes)}, **ignored})
+    for value, meaning in label_values.items():
+        checked_count("label_values", value, 0)
+        if meaning is not None and checked_count(f"label_values: {value}", meaning, 0) >= classes:
+            raise ValueError(f"label_values: {value} is class {meaning}, should be 0 to {classes - 1}, or ignored")
+    return LabelValues(dict(sorted({**ignored, **label_values}.items())))
 
 
 def _images_by_name(folder: Path) -> dict[str, list[Path]]:

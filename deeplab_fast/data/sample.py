@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
-from deeplab_fast.data.problems import Problem, check_labels
-from deeplab_fast.pictures import IGNORED, read_image, read_labels, voc_palette
+from deeplab_fast.data.problems import Problem, SizesDiffer, check_labels
+from deeplab_fast.pictures import IGNORED, picture_size, read_image, read_labels, voc_palette
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class SegmentationDataset(Dataset):
     Attributes:
         names, classes, num_classes, palette: as above; palette is uint8 (256, 3).
         ignore_index: 255, the label of pixels of which nothing is known.
+        never_labelled: classes that no label of the set holds, as is known.
         problems: messages of the samples that could not be read, one a sample. In a worker process of a DataLoader
             nobody would see them, so there the main process calls :meth:`report` with the problems it was given.
 
@@ -73,6 +74,7 @@ class SegmentationDataset(Dataset):
     """
 
     ignore_index = IGNORED
+    never_labelled: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -112,13 +114,32 @@ class SegmentationDataset(Dataset):
         try:
             return self._read(index)
         except (OSError, ValueError) as error:
-            problem = Problem(name, str(error))
+            problem = Problem.of(name, error)
         if get_worker_info() is None:
             self.report([problem])
         return problem
 
+    def inputs(self) -> list[Path]:
+        """The files and folders that samples are read from, where nothing may be written."""
+        return []
+
     def _read(self, index: int) -> Sample:
         raise NotImplementedError
+
+    def label_of(self, index: int) -> NDArray[np.int64] | None:
+        """The labels of sample `index` alone, as in the sample; None where there are none.
+
+        Raises:
+            FileNotFoundError, ValueError: as for the sample, whatever `on_error` says.
+        """
+        return self._read(index).label
+
+    def check_headers(self, index: int) -> None:
+        """Raise what reading sample `index` would, as far as a look at its files' headers tells; little work.
+
+        Raises:
+            FileNotFoundError, ValueError: as for the sample, whatever `on_error` says.
+        """
 
     def report(self, problems: Iterable[Problem]) -> None:
         """Log a warning for each problem, and keep it in `problems`; once a sample, however often it is met."""
@@ -153,28 +174,56 @@ class FileDataset(SegmentationDataset):
             raise ValueError(f"{source}: names no samples, should name at least one")
         super().__init__([entry.name for entry in entries], classes, palette=palette, on_error=on_error)
         self.entries = list(entries)
+        self._source = source
+
+    def inputs(self) -> list[Path]:
+        files = [path for entry in self.entries for path in (entry.image, entry.label) if path is not None]
+        return [self._source, *sorted({path.parent for path in files})]
 
     def _read(self, index: int) -> Sample:
         entry = self.entries[index]
-        for what, path in (("image", entry.image), ("labels", entry.label)):
-            if path is not None and not path.exists():
-                raise FileNotFoundError(f"{what} not found: {path} ({entry.origin})")
+        _check_there("image", entry.image, entry)
         image = read_image(entry.image)
-        if entry.label is None:
-            return Sample(image, None, entry.name)
-        label = self._read_labels(entry.label)
-        if label.shape != image.shape[:2]:
+        label = self.label_of(index)
+        if label is not None and label.shape != image.shape[:2]:
             height, width = image.shape[:2]
-            raise ValueError(
+            raise SizesDiffer(
                 f"labels of {entry.label}: are {label.shape[1]} x {label.shape[0]} pixels, should be {width} x "
                 f"{height}, as the image {entry.image}"
             )
-        check_labels(label, self.classes, entry.label)
         return Sample(image, label, entry.name)
+
+    def label_of(self, index: int) -> NDArray[np.int64] | None:
+        entry = self.entries[index]
+        if entry.label is None:
+            return None
+        _check_there("labels", entry.label, entry)
+        label = self._read_labels(entry.label)
+        check_labels(label, self.classes, entry.label)
+        return label
+
+    def check_headers(self, index: int) -> None:
+        entry = self.entries[index]
+        _check_there("image", entry.image, entry)
+        size = picture_size(entry.image)
+        if entry.label is None:
+            return
+        _check_there("labels", entry.label, entry)
+        if self._label_size(entry.label) != size:
+            self._read(index)  # it says so, unless the EXIF orientation turns the image
 
     def _read_labels(self, path: Path) -> NDArray[np.int64]:
         """Class numbers, int64 (H, W), with 255 where nothing is known."""
         return read_labels(path)
+
+    def _label_size(self, path: Path) -> tuple[int, int]:
+        """Width and height of a label file, by its header."""
+        return picture_size(path, "label picture")
+
+
+def _check_there(what: str, path: Path, entry: Entry) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{what} not found: {path} ({entry.origin})")
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import colorsys
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,8 @@ from PIL import Image
 
 from deeplab_fast.data._checks import checked_count
 from deeplab_fast.data.datasets import VOCLayout
-from deeplab_fast.pictures import IGNORED, atomic_write, boundaries, save_image, save_labels
+from deeplab_fast.files import atomic_write, partial_folder
+from deeplab_fast.pictures import IGNORED, boundaries, save_image, save_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,13 +89,9 @@ def write_shapes(
     target = Path(os.path.realpath(root))
     _check_replaceable(target)
 
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    beside.mkdir()
-    try:
+    with partial_folder(target.parent) as beside:
         _write_content(beside, counts, width, height, seed)
         _put_in_place(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return Path(root)
 
 
@@ -164,14 +159,14 @@ def _put_in_place(made: Path, target: Path) -> None:
             target.rmdir()  # some systems do not rename over an empty folder
         made.rename(target)
         return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
-    try:
-        made.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+    with partial_folder(target.parent) as beside:
+        old = beside / "old"
+        target.rename(old)
+        try:
+            made.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
 
 
 # ---------------------------------------------------------------------------------------------------- drawing

@@ -1,19 +1,15 @@
-"""Images of equal shape put together while they stream by, and the reading of a dataset with its problems."""
+"""Images of equal shape put together while they stream by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from deeplab_fast.data.reading import READ_ERRORS, read
 
-__all__ = ["READ_ERRORS", "check_batch_size", "item_or_error", "read", "same_key"]
+__all__ = ["READ_ERRORS", "check_batch_size", "read", "same_key"]
 
 Item = TypeVar("Item")
-
-# What a picture or a label map that cannot be read raises.
-READ_ERRORS = (OSError, ValueError, TypeError)
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -47,49 +43,3 @@ def same_key(
             count -= len(batch)
             yield batch
     yield from waiting.values()
-
-
-def item_or_error(dataset: Any, index: Any) -> Any:
-    """dataset[index], or the exception that it raised: a worker process would put its traceback into the text."""
-    try:
-        return dataset[index]
-    except READ_ERRORS as error:
-        return error.with_traceback(None)
-
-
-class _Reader(Dataset):
-    """Some items of a dataset, each with its number; an item that cannot be read is its exception."""
-
-    def __init__(self, dataset: Any, indices: Sequence[int]):
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        index = self.indices[position]
-        return index, item_or_error(self.dataset, index)
-
-
-def _unchanged(item: Item) -> Item:
-    return item
-
-
-def read(dataset: Any, indices: Sequence[int], workers: int = 0) -> Iterator[tuple[int, Any]]:
-    """Pairs of number and item, or the exception that reading it raised, in order, read ahead by worker processes.
-
-    Raises:
-        ValueError: if `workers` is negative.
-    """
-    if workers < 0:
-        raise ValueError(f"workers: is {workers}, should be 0 or more")
-    # A generator of its own: the loader draws a seed, and an evaluation must not change the random numbers of a
-    # training that it interrupts.
-    loader = DataLoader(
-        _Reader(dataset, indices),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),
-    )
-    yield from loader

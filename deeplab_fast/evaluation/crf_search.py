@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplab_fast import inputs, ops, pictures
+from deeplab_fast import files, ops
 from deeplab_fast.crf import CRFParameters
 from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
+from deeplab_fast.scores import ScoreMap, find_scores, read_scores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,6 +82,10 @@ def search(
     dataset: Any,
     grid: Mapping[str, Sequence[float]],
     *,
+    kind: str = "auto",
+    layout: str = "auto",
+    key: str | None = None,
+    skip_missing: bool = False,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     random: int | None = None,
@@ -90,10 +95,14 @@ def search(
     """Scores of a set with many CRFs, from the network's scores that `evaluate(save_logits=…)` saved.
 
     Args:
-        logits_dir: folder with `{name}.npy`, (K, h, w), for images of the set; those without are left out, with a
-            warning.
+        logits_dir: folder with `{name}.npy` or `{name}.npz`, scores of the set's images; see
+            :func:`deeplab_fast.scores.as_scores`.
         dataset: a `deeplab_fast.data.SegmentationDataset` with labels.
         grid: values to try, by the parameters' names: pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, iterations.
+        kind: of the scores: "logits", "probabilities", "sigmoid" or "auto".
+        layout: of the scores: "khw", "hwk" or "auto".
+        key: name of the array in a `.npz` that holds several.
+        skip_missing: leave out images without scores, with a warning that counts them.
         limit: images to use at most, spread evenly over the set.
         progress: called with the CRFs run and to run.
         random: how many sets of parameters to try, drawn from the grid; default all.
@@ -104,21 +113,22 @@ def search(
         The scores without CRF first; then the others, best mean IoU first.
 
     Raises:
-        FileNotFoundError: if the folder, or every file in it, is missing.
-        TypeError, ValueError: for a grid or a file that does not fit.
+        FileNotFoundError: if the folder, or an image's scores, are missing; with `skip_missing`, if all are.
+        TypeError, ValueError: for a grid or scores that do not fit, are not finite, or could mean several things.
     """
     tried = combinations(grid, random, seed)
-    chosen = _with_logits(Path(logits_dir), dataset, limit)
+    paths = _with_scores(Path(logits_dir), dataset, limit, skip_missing)
     matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in range(len(tried) + 1)]
     seconds = [0.0] * len(tried)
-    done, total = 0, len(chosen) * len(tried)
-    for index in chosen:  # images outside: each is read once
-        sample = dataset[index]
-        image, logits = _read(Path(logits_dir), sample, dataset, device)
+    done, total = 0, len(paths) * len(tried)
+    for index, path in paths.items():  # images outside: each is read once
+        sample = _labelled(dataset[index])
+        size = sample.image.shape[:2]
+        scores = read_scores(path, size, kind=kind, layout=layout, key=key, classes=dataset.num_classes)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None].to(device)
         with torch.inference_mode():
-            size = sample.image.shape[:2]
-            matrices[0].update(sample.label, ops.upsample_argmax(logits, size)[0].cpu())
-            prob = ops.upsample_softmax(logits, size)
+            labels, prob = _upsampled(scores, size, device)
+            matrices[0].update(sample.label, labels)
             for k, params in enumerate(tried):
                 start = time.perf_counter()
                 labels = _refined(params, image, prob)
@@ -128,44 +138,56 @@ def search(
                 if progress is not None:
                     progress(done, total)
     found = [
-        _result(params, one.scores(), time_ / len(chosen))
+        _result(params, one.scores(), time_ / len(paths))
         for params, one, time_ in zip([None, *tried], matrices, [0.0, *seconds], strict=True)
     ]
     best = sorted(found[1:], key=lambda result: -np.nan_to_num(result.mean_iou, nan=-1.0))
     return [found[0], *best]
 
 
-def _with_logits(folder: Path, dataset: Any, limit: int | None) -> list[int]:
-    """Numbers of the images to use."""
+def score_files(folder: Path | str, dataset: Any) -> dict[int, Path]:
+    """The files in a folder that have the scores of a set's images, by the images' numbers."""
+    found = ((index, find_scores(Path(folder), name)) for index, name in enumerate(dataset.names))
+    return {index: path for index, path in found if path is not None}
+
+
+def _with_scores(folder: Path, dataset: Any, limit: int | None, skip_missing: bool) -> dict[int, Path]:
+    """The images to use, by number, and their scores."""
     if not folder.is_dir():
         raise FileNotFoundError(f"logits_dir: folder not found: {folder}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: is {limit}, should be at least 1")
-    there = [index for index, name in enumerate(dataset.names) if (folder / f"{name}.npy").is_file()]
+    there = score_files(folder, dataset)
     if not there:
         raise FileNotFoundError(f"logits_dir: {folder} has no file for any image of the set, should hold {{name}}.npy")
-    if len(there) < len(dataset.names):
-        missing = len(dataset.names) - len(there)
-        warnings.warn(f"{missing} of {len(dataset.names)} images have no logits in {folder}", stacklevel=3)
-    if limit is None or limit >= len(there):
-        return there
-    return [there[n * len(there) // limit] for n in range(limit)]
+    missing = [name for index, name in enumerate(dataset.names) if index not in there]
+    if missing:
+        counted = f"{len(missing)} of {len(dataset.names)} images have no scores in {folder}"
+        if not skip_missing:
+            raise FileNotFoundError(f"{counted}, the first {missing[0]}; --skip-missing goes on without them")
+        warnings.warn(f"{counted}, they were left out", stacklevel=3)
+    numbers = list(there)
+    if limit is not None and limit < len(numbers):
+        numbers = [numbers[n * len(numbers) // limit] for n in range(limit)]
+    return {number: there[number] for number in numbers}
 
 
-def _read(folder: Path, sample: Any, dataset: Any, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Photo uint8 (1, 3, H, W) and logits float32 (1, K, h, w)."""
+def _labelled(sample: Any) -> Any:
+    """A sample that has labels, or the error that it has none."""
     if not hasattr(sample, "image"):  # a data.Problem, from a set that was told to go on
         raise ValueError(getattr(sample, "message", repr(sample)))
     if sample.label is None:
         raise ValueError(f"dataset: {sample.name} has no labels, a search needs them")
-    path = folder / f"{sample.name}.npy"
-    logits = inputs.read_array(path)
-    if logits.ndim != 3 or len(logits) != dataset.num_classes or logits.dtype.kind != "f":
-        raise ValueError(
-            f"logits_dir: {path} is {logits.dtype} {logits.shape}, should be floating ({dataset.num_classes}, h, w)"
-        )
-    image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None]
-    return image.to(device), torch.from_numpy(logits.astype(np.float32))[None].to(device)
+    return sample
+
+
+def _upsampled(scores: ScoreMap, size: tuple[int, int], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Labels (H, W), on the CPU, and probabilities (1, K, H, W), by the scores of an image."""
+    values = torch.from_numpy(scores.values)[None].to(device)
+    if scores.kind == "logits":
+        return ops.upsample_argmax(values, size)[0].cpu(), ops.upsample_softmax(values, size)
+    prob = torch.nn.functional.interpolate(values, size, mode="bilinear", align_corners=False)
+    return prob.argmax(dim=1)[0].cpu(), prob
 
 
 def _refined(params: CRFParameters, image: Tensor, prob: Tensor) -> Tensor:
@@ -190,7 +212,7 @@ def write_table(path: Path | str, results: Sequence[SearchResult]) -> None:
     for one in results:
         params = [""] * len(NAMES) if one.params is None else [getattr(one.params, name) for name in NAMES]
         writer.writerow([*params, *(getattr(one, name) for name in _MEASURES), one.seconds])
-    pictures.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    files.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def table(results: Sequence[SearchResult], rows: int = 20) -> Table:

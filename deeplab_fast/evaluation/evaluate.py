@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deeplab_fast import pictures
+from deeplab_fast import files, pictures
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.metrics import ConfusionMatrix
-from deeplab_fast.evaluation.predictor import Prediction, Predictor
+from deeplab_fast.evaluation.predictor import NotFiniteError, Prediction, Predictor
 
 __all__ = ["EvaluationResult", "evaluate"]
 
 Progress = Callable[[int, int], None]
+PNG, NPY = ".png", ".npy"  # endings of what is saved
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def evaluate(
         predictor: the network, and the CRF behind it.
         dataset: a `deeplab_fast.data.SegmentationDataset`. Images without labels are predicted and saved only.
         batch_size: images of equal shape to predict at once.
-        save_png: folder for `{name}.png`, the labels (after the CRF, where there is one) in the set's palette.
+        save_png: folder for `{name}.png`, the labels (after the CRF, where there is one) in the set's palette; none
+            that the set is read from.
         save_logits: folder for `{name}.npy`, the network's scores (K, h, w), for :func:`crf_search.search`.
         logits_dtype: of these files, np.float16 (then less each pixel's largest score) or np.float32.
         with_crf: scores after the CRF, too; default: if the predictor has one.
@@ -75,9 +77,12 @@ def evaluate(
         rank: number of this process among `world`; it takes images rank, rank + world, … In processes of
             torch.distributed the result is that of all of them together, in every one.
         world: how many processes share the set.
-        on_problem: "skip" goes on without an image that cannot be read or does not fit in memory, and lists it.
+        on_problem: "skip" goes on without an image that cannot be read or does not fit in memory, or for which the
+            network returns NaN or infinity, and lists it.
 
     Raises:
+        DestinationError, OSError: before any work, for files that cannot or must not be written; see
+            :func:`deeplab_fast.files.check_destination`.
         TypeError, ValueError: for arguments that do not fit each other, and, with "raise", for unreadable images and
             labels outside the classes.
         MemoryError: as the predictor does, with "raise".
@@ -120,6 +125,10 @@ def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | 
         for name in dataset.names:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(f"dataset: has the name {name!r}, should name a file inside the folder to save in")
+    inputs = files.Inputs(getattr(dataset, "inputs", list)())
+    for folder, ending in ((png, PNG), (logits, NPY)):
+        for name in dataset.names if folder is not None else ():
+            files.check_destination(Path(folder) / f"{name}{ending}", inputs, new_folder=True)
 
 
 def _check_share(rank: int, world: int) -> None:
@@ -177,7 +186,7 @@ class _Run:
 
     def _problem(self, name: str, error: Exception) -> None:
         if not self.skip:
-            raise error
+            raise NotFiniteError(f"{name}: {error}") if isinstance(error, NotFiniteError) else error
         self.problems.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _samples(self, indices: range, workers: int) -> Iterator[Any]:
@@ -211,11 +220,11 @@ class _Run:
         return None
 
     def _predicted(self, batch: list[Any]) -> list[Prediction | None]:
-        """A prediction for each; None for one that does not fit in memory, if that is to be gone on from."""
+        """A prediction for each; None for one that cannot be predicted, if that is to be gone on from."""
         images, logits = [sample.image for sample in batch], self.save_logits is not None
         try:
             return list(self.predictor.predict(images, crf=self.with_crf, before_crf=self.with_crf, logits=logits))
-        except MemoryError as error:
+        except (MemoryError, NotFiniteError) as error:
             if len(batch) == 1:
                 self._problem(batch[0].name, error)
                 return [None]
@@ -231,13 +240,13 @@ class _Run:
 
     def _save(self, name: str, prediction: Prediction) -> None:
         if self.save_png is not None:
-            path = _inside(self.save_png, name, ".png")
+            path = _inside(self.save_png, name, PNG)
             pictures.save_labels(path, prediction.labels, self.dataset.palette)
         if self.save_logits is not None:
             if prediction.logits is None:
                 self.problems.append(f"{name}: its logits were not saved, for it was cut into tiles")
             else:
-                save_logits(_inside(self.save_logits, name, ".npy"), prediction.logits, self.logits_dtype)
+                save_logits(_inside(self.save_logits, name, NPY), prediction.logits, self.logits_dtype)
 
     def result(self, seconds: float, failure: Exception | None, world: int) -> EvaluationResult:
         """What all processes counted; raises if this or another one failed."""
@@ -279,4 +288,4 @@ def save_logits(path: Path, logits: NDArray[np.float32], dtype: type[np.floating
         logits = np.maximum(logits - logits.max(axis=0), np.finfo(np.float16).min)
     buffer = io.BytesIO()
     np.save(buffer, logits.astype(dtype), allow_pickle=False)
-    pictures.atomic_write(path, lambda file: file.write(buffer.getbuffer()))
+    files.atomic_write(path, lambda file: file.write(buffer.getbuffer()))

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_fast import pictures
+from deeplab_fast import files, pictures
 from deeplab_fast.data.datasets import IMAGE_ENDINGS
 from deeplab_fast.evaluation import batching
-from deeplab_fast.evaluation.predictor import Predictor
+from deeplab_fast.evaluation.predictor import NotFiniteError, Predictor
 
 __all__ = ["IMAGE_ENDINGS", "PredictionResult", "collect_images", "predict"]
 
@@ -95,13 +95,15 @@ def predict(
             "jpg" as JPEG.
         palette: uint8 (256, 3), default VOC's.
         batch_size: images of equal shape to predict at once.
-        on_error: "skip" goes on without images that cannot be read or do not fit in memory, and lists them.
+        on_error: "skip" goes on without images that cannot be read or do not fit in memory, or for which the network
+            returns NaN or infinity, and lists them.
         progress: called with the images done and all images.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for images that cannot be read; before any work, for two images with one stem, or an output that is
-            one of the inputs.
+        ValueError: for images that cannot be read; before any work, for two images with one stem.
+        DestinationError, OSError: before any work, for an output that cannot or must not be written; see
+            :func:`deeplab_fast.files.check_destination`.
         MemoryError: as the predictor does.
     """
     batching.check_batch_size(batch_size)
@@ -110,7 +112,8 @@ def predict(
     if predictor.num_classes > 256:
         raise ValueError(f"predictor: has {predictor.num_classes} classes, label pictures hold 256")
     images = collect_images(paths)
-    targets = _targets(images, Path(out), overlay)
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    targets = _targets(images, Path(out), overlay, files.Inputs([*given, *images]))
     Path(out).mkdir(parents=True, exist_ok=True)
     job = _Job(predictor, targets, pictures.voc_palette() if palette is None else palette, on_error == "skip", progress)
     start = time.perf_counter()
@@ -119,27 +122,25 @@ def predict(
     return PredictionResult(job.written, job.predicted, time.perf_counter() - start, job.problems)
 
 
-def _targets(images: Sequence[Path], out: Path, overlay: bool | str) -> dict[Path, list[Path]]:
-    """The files to write for each image; raises ValueError where two would be one, or one is an input."""
+def _targets(images: Sequence[Path], out: Path, overlay: bool | str, inputs: files.Inputs) -> dict[Path, list[Path]]:
+    """The files to write for each image; raises where two would be one, or one may not be written."""
     if overlay not in (False, True, "png", "jpg"):
         raise ValueError(f"overlay: is {overlay!r}, should be True, False, 'png' or 'jpg'")
     ending = overlay if isinstance(overlay, str) else "png"
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, should be a folder")
-    sources = {os.path.realpath(image): image for image in images}
     owners: dict[str, Path] = {}
     targets: dict[Path, list[Path]] = {}
     for image in images:
         targets[image] = [out / f"{image.stem}.png"] + [out / f"{image.stem}-overlay.{ending}"] * bool(overlay)
         for target in targets[image]:
             place = os.path.realpath(target)
-            if place in sources:
-                raise ValueError(f"out: {target} would replace the input {sources[place]}, give another folder")
             if place in owners:
                 raise ValueError(
                     f"paths: {owners[place]} and {image} would both be written to {target}, should have different names"
                 )
             owners[place] = image
+            files.check_destination(target, inputs, new_folder=True)
     return targets
 
 
@@ -173,7 +174,7 @@ class _Job:
         """Predict photos of equal shape and write what belongs to them."""
         try:
             maps = self.predictor.labels([photo for _, photo in batch])
-        except MemoryError as error:
+        except (MemoryError, NotFiniteError) as error:
             if len(batch) == 1:
                 self._problem(batch[0][0], error)
                 return
@@ -197,12 +198,12 @@ class _Job:
             ]
             panel = pictures.panel(shown, ["photo", "prediction", "overlay"])
             writers[target] = pictures.picture_writer(panel, target)
-        pictures.atomic_write_all(writers)
+        files.atomic_write_all(writers)
         self.written += targets
 
     def _problem(self, path: Path, error: Exception) -> None:
         if not self.skip:
-            raise error
+            raise NotFiniteError(f"{path}: {error}") if isinstance(error, NotFiniteError) else error
         self.problems.append((path, " ".join(str(error).split()) or type(error).__name__))
         self._advance()
 

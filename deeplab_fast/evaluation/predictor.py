@@ -15,7 +15,7 @@ from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.evaluation import tiling
 
-__all__ = ["FALLBACK_TILE", "Prediction", "Predictor"]
+__all__ = ["FALLBACK_TILE", "NotFiniteError", "Prediction", "Predictor"]
 
 # Side of the tiles that an image is cut into when it does not fit in memory, pixels; DeepLab's usual input on COCO.
 FALLBACK_TILE = 513
@@ -23,6 +23,10 @@ FALLBACK_TILE = 513
 _MEMORY_MESSAGES = ("can't allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation")
 
 Maps = dict[str, NDArray]
+
+
+class NotFiniteError(ValueError):
+    """The network returned NaN or infinity for a batch of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,8 @@ class Predictor:
             uint8 (H, W) each; int64 for more than 256 classes.
 
         Raises:
-            TypeError, ValueError: for other images, or if the network does not return finite scores (N, K, h, w).
+            TypeError, ValueError: for other images, or if the network does not return scores (N, K, h, w).
+            NotFiniteError: if they are not finite.
             MemoryError: if memory is not enough even for tiles.
         """
         return [prediction.labels for prediction in self.predict(images)]
@@ -176,7 +181,7 @@ class Predictor:
             )
         scores = scores.float()
         if not scores.isfinite().all():
-            raise ValueError("model: returned scores that are NaN or infinite, should be finite numbers")
+            raise NotFiniteError("model: returned scores that are NaN or infinite, should be finite numbers")
         return scores
 
     def _small(self, labels: Tensor) -> Tensor:

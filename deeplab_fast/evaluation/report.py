@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast import pictures
+from deeplab_fast import files
 from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-__all__ = ["as_dict", "picture", "table", "write_report"]
+__all__ = ["as_dict", "picture", "report_files", "table", "write_report"]
 
 _SUMMARY = {
     "pixel_accuracy": "pixel accuracy",
@@ -166,6 +166,11 @@ def _draw_confusion(axes: Axes, matrix: ConfusionMatrix, classes: Sequence[str],
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=size - 2)
 
 
+def report_files(folder: Path | str, name: str) -> list[Path]:
+    """The files that :func:`write_report` writes."""
+    return [Path(folder) / f"{name}.json", Path(folder) / f"{name}.png"]
+
+
 def write_report(
     folder: Path | str,
     name: str,
@@ -198,9 +203,9 @@ def write_report(
     image = io.BytesIO()
     picture(scores, matrix, classes, title).savefig(image, format="png")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = [Path(folder) / f"{name}.json", Path(folder) / f"{name}.png"]
+    paths = report_files(folder, name)
     contents = [text.encode() + b"\n", image.getvalue()]
-    pictures.atomic_write_all(
+    files.atomic_write_all(
         {path: lambda file, content=content: file.write(content) for path, content in zip(paths, contents, strict=True)}
     )
     return paths

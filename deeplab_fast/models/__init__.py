@@ -16,6 +16,7 @@ from deeplab_fast.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
 from deeplab_fast.models.layers import freeze_batch_norm
 from deeplab_fast.models.unet import UNet, unet
 from deeplab_fast.models.vgg import DeepLabVGG16, deeplabv1_vgg16, deeplabv2_vgg16
+from deeplab_fast.models.weight_names import WeightsError
 from deeplab_fast.models.weights import WeightsReport, classifier_modules, load_weights, read_state
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DeepLabV2",
     "DeepLabVGG16",
     "UNet",
+    "WeightsError",
     "WeightsReport",
     "classifier_modules",
     "create",

@@ -6,18 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from deeplab_fast.models import caffe, imagenet
+from deeplab_fast.models import caffe, imagenet, weight_files
 from deeplab_fast.models.layers import BilinearUpsampling
-
-_WRAPPERS = ("state_dict", "model")  # keys of checkpoints that hold the weights beside other things
-_PARALLEL = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
-_MSC = "base."
-_COUNTER = ".num_batches_tracked"  # absent from older files, and used by no model
+from deeplab_fast.models.weight_names import COUNTER, MSC, WeightsError, find_prefix, plain, under
 
 
 @dataclass(frozen=True)
@@ -62,16 +57,19 @@ def load_weights(
     classifier: Literal["strict", "fresh"] = "strict",
     accept_stride: bool = False,
     pixels: Literal["rgb", "bgr"] = "rgb",
+    key: str | None = None,
 ) -> WeightsReport:
     """Load a file of weights into `model`: all that it needs, or an error and an untouched model.
 
     Takes our own files, the published ones of DeepLab-v2 in PyTorch in their spellings (with or without `base.`,
-    `scale.` for it, `aspp.stages.c0`), checkpoints that hold a "state_dict" or "model", names that start with
-    `module.`, ImageNet weights of torchvision (ResNet-101, VGG-16), and Caffe's (.caffemodel).
+    `scale.` for it, `aspp.stages.c0`), ImageNet weights of torchvision (ResNet-101, VGG-16), and Caffe's (.caffemodel).
+    The weights may lie anywhere among other things, in dictionaries of any names ("state_dict", "net", …), with any
+    prefix to their names (`module.`, `student.`, …), or in a pickled module: they are where the names and shapes are
+    the model's. What lies beside them is ignored.
 
     Args:
         model: of this package; it may be in DistributedDataParallel or torch.compile.
-        path: a .pth or .pt file (read with `weights_only=True`, so that no code in it is run), .safetensors or
+        path: a file of `torch.save` (read with `weights_only=True`, so that no code in it is run), of safetensors, or
             .caffemodel.
         classifier: "strict" wants the classifier (ASPP, fc8, score layers) from the file. "fresh" leaves layers of it
             that the file does not have, or has for another number of classes, as they are, with a note.
@@ -79,12 +77,16 @@ def load_weights(
         pixels: what the ImageNet weights in torchvision's layout were trained on: "rgb", scaled to mean 0 and
             standard deviation 1, as torchvision's own were; then the first convolution is converted to BGR in 0..255
             minus the mean. Or "bgr", as those that came from Caffe; then it is not.
+        key: which weights to take, where a file holds several for the model, as of student and teacher, or a running
+            mean beside them: a name that comes before theirs, or several joined by dots, for example "ema" or
+            "state_dict.student". Without one, several that fit equally well are an error, unless they are equal.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ModuleNotFoundError: if the library to read it with is missing.
         TypeError: if `model` is no module.
-        ValueError: if it cannot be read, holds no weights, or they do not fit: the error names the keys.
+        ValueError: if it cannot be read, holds no weights, or several, or they do not fit, or are not finite: the error
+            names the keys.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
@@ -92,12 +94,14 @@ def load_weights(
         if value not in wanted:
             raise ValueError(f"{name}: is {value!r}, should be {wanted[0]!r} or {wanted[1]!r}")
     model = _unwrapped(model)
+    own = model.state_dict()
     taken = _Taken(Path(path), read_state(path))
-    taken.respell()
+    taken.rename(plain)
+    prefix, taken.notes = find_prefix(taken.path, taken.state, own, key)
+    taken.enter(prefix)
     kind = imagenet.layout(taken.state)
     if kind is not None:
         _from_imagenet(taken, model, kind, accept_stride, pixels == "rgb")
-    own = model.state_dict()
     taken.fit_base(own)
     taken.drop_extras(own)
     if kind == "vgg":
@@ -114,52 +118,30 @@ def load_weights(
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a file of weights, by name, on the CPU; out of its wrapper, else as they are.
+    """The tensors of a file, on the CPU, by name; names of nested dictionaries are joined by dots.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ModuleNotFoundError: if the library to read it with is missing.
-        ValueError: if it cannot be read, or holds no weights.
+        ValueError: if it cannot be read, or holds no tensors by name.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"weights not found: {path}")
-    if path.is_dir():
-        raise ValueError(f"weights must be a file, {path} is a folder")
     if path.suffix == ".caffemodel":
+        weight_files.check_kind(path)
         return caffe.convert(path, msc=False)
-    state = _unpacked(path, (_read_safetensors if path.suffix == ".safetensors" else _read_torch))
-    for wrapper in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"weights {path}: holds a {type(state).__name__}, should hold tensors by name")
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"weights {path}: {key!r} is a {type(value).__name__}, should be a tensor")
-    return dict(state)
-
-
-def _unpacked(path: Path, read: Callable[[Path], Any]) -> Any:
+    content = weight_files.read(path)
+    state: dict[str, Tensor] = {}
     try:
-        return read(path)
-    except (ModuleNotFoundError, PermissionError, MemoryError):
-        raise
-    except Exception as error:  # unpickling raises UnpicklingError, RuntimeError, EOFError and more
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"weights {path}: cannot be read as tensors: {reason or type(error).__name__}") from error
-
-
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"to read {path}, install safetensors: pip install safetensors") from None
-    return load_file(path, device="cpu")
+        for name, tensor in weight_files.tensors_in(content):
+            if state.setdefault(name, tensor) is not tensor:
+                raise ValueError(f"weights {path}: has two tensors of the name {name!r}")
+    except RecursionError:
+        raise ValueError(f"weights {path}: holds itself, should hold tensors by name") from None
+    state.pop("", None)
+    if not state:
+        what = ", ".join(map(repr, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ValueError(f"weights {path}: holds {what or 'nothing'}, should hold tensors by name")
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------- names
@@ -175,31 +157,32 @@ class _Taken:
     notes: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)  # modules of the model that stay as they are
 
-    def respell(self) -> None:
-        """Names of parallel wrappers and older spellings."""
-        for prefix in _PARALLEL:
-            if all(key.startswith(prefix) for key in self.state):
-                self.rename(lambda key, prefix=prefix: key.removeprefix(prefix))
-        if any(key.startswith("scale.") for key in self.state):
-            self.rename(lambda key: _MSC + key.removeprefix("scale.") if key.startswith("scale.") else key)
+    def enter(self, prefix: str) -> None:
+        """Keep what has the prefix, without it, in today's spelling."""
+        self.ignored += [key for key in self.state if not key.startswith(prefix)]
+        self.state = under(self.state, prefix)
+        if f".{prefix}".endswith(".scale."):
             self.notes.append("`scale.` read as `base.`")
         if any("aspp.stages.c" in key for key in self.state):
             self.rename(lambda key: key.replace("aspp.stages.c", "aspp.c"))
             self.notes.append("`aspp.stages.c` read as `aspp.c`")
+        for key in [key for key in self.state if key.endswith(COUNTER)]:
+            counter = self.state[key]  # in another dtype, if the state was converted as a whole
+            if counter.numel() == 1 and counter.isfinite():
+                self.state[key] = counter.reshape(()).long()
+            else:
+                self.drop([key])
 
     def fit_base(self, own: Iterable[str]) -> None:
-        """`base.` before names, or not, as in the model."""
-        if all(key.startswith(_MSC) for key in own):
-            if not any(key.startswith(_MSC) for key in self.state):
-                self.rename(lambda key: _MSC + key)
-        elif all(key.startswith(_MSC) for key in self.state):
-            self.rename(lambda key: key.removeprefix(_MSC))
+        """`base.` before names, as in the model."""
+        if all(key.startswith(MSC) for key in own):
+            self.rename(lambda key: MSC + key)
 
     def drop_extras(self, own: Mapping[str, Tensor]) -> None:
         """A classifier of images, and counters of batch norm."""
         others = [key for key in self.state if key not in own]
-        self.drop(key for key in others if key.endswith(_COUNTER))
-        images = [key for key in others if key.removeprefix(_MSC) in ("fc.weight", "fc.bias")]
+        self.drop(key for key in others if key.endswith(COUNTER))
+        images = [key for key in others if key.removeprefix(MSC) in ("fc.weight", "fc.bias")]
         if images:
             classes = len(self.state[images[0]])
             self.notes.append(f"`fc.*`, a classifier of {classes} classes that the model does not have, ignored")
@@ -242,9 +225,10 @@ def _from_imagenet(taken: _Taken, model: nn.Module, kind: str, accept_stride: bo
     if kind == "resnet":
         strides = {getattr(module, "stride_in_3x3", True) for module in model.modules()}
         if False in strides and not accept_stride:
-            raise ValueError(
-                f"weights {taken.path}: are torchvision's, of a ResNet that strides in its 3x3 convolutions; the model "
-                "strides in the 1x1: make it with stride_in_3x3=True, or load with accept_stride=True"
+            raise WeightsError(
+                f"weights {taken.path}: are torchvision's, of a ResNet that strides in its 3x3 convolutions, the model "
+                "strides in the 1x1",
+                "accept_stride",
             )
     convert = imagenet.from_resnet if kind == "resnet" else imagenet.from_vgg
     try:
@@ -284,25 +268,25 @@ def _leave_fully_connected(taken: _Taken, own: Mapping[str, Tensor]) -> None:
     """fc6 and fc7 of ImageNet fit FCN; DeepLab's are narrower, in branches, and stay as they are."""
     modules = {key.rpartition(".")[0]: None for key in own}
     for name in modules:
-        if name.removeprefix(_MSC).startswith(("fc6", "fc7")):
+        if name.removeprefix(MSC).startswith(("fc6", "fc7")):
             taken.fit_or_leave(name, own)
-    taken.drop([key for key in taken.state if key not in own and key.removeprefix(_MSC).startswith(("fc6.", "fc7."))])
+    taken.drop([key for key in taken.state if key not in own and key.removeprefix(MSC).startswith(("fc6.", "fc7."))])
 
 
 def _leave_classifiers(taken: _Taken, own: Mapping[str, Tensor], classifiers: Sequence[str]) -> None:
     for name in classifiers:
         taken.fit_or_leave(name, own)
     # An FCN of another stride ends in another upsampling, which is made from the number of classes alone.
-    others = [key for key in taken.state if key not in own and key.removeprefix(_MSC).startswith("upscore")]
+    others = [key for key in taken.state if key not in own and key.removeprefix(MSC).startswith("upscore")]
     if others:
         taken.drop(others)
         taken.notes.append(f"{', '.join(others)} ignored: the model has no such upsampling")
 
 
 def _check(taken: _Taken, own: Mapping[str, Tensor], classifiers: Sequence[str]) -> None:
-    """Raise ValueError if the file does not have exactly what the model has, but for modules that are left."""
+    """Raise ValueError if the file does not have exactly what the model has, but for modules that are left; or NaN."""
     left = {key for name in taken.left for key in _within(name, own)}
-    missing = [key for key in own if key not in taken.state and key not in left and not key.endswith(_COUNTER)]
+    missing = [key for key in own if key not in taken.state and key not in left and not key.endswith(COUNTER)]
     unexpected = [key for key in taken.state if key not in own]
     misfits = {
         key: f"{key} is {_described(tensor, own[key])}, should be {_described(own[key], tensor)}"
@@ -310,18 +294,23 @@ def _check(taken: _Taken, own: Mapping[str, Tensor], classifiers: Sequence[str])
         if key in own and _described(tensor, own[key]) != _described(own[key], tensor)
     }
     if not (missing or unexpected or misfits):
+        # As the model will have them: a large number in float64 can be Inf in float32.
+        weight_files.check_finite(taken.path, ((key, t.to(own[key].dtype)) for key, t in taken.state.items()))
         return
     parts = [f"{what} {_few(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     parts = [_few(list(misfits.values())), *parts] if misfits else parts
     of_classifiers = {key for name in classifiers for key in _within(name, own)}
-    if not unexpected and of_classifiers.issuperset([*missing, *misfits]):
-        parts.append("pass classifier='fresh' to leave these layers as they are")
-    raise ValueError(f"weights {taken.path}: do not fit the model: {'; '.join(parts)}")
+    fresh_would_do = not unexpected and of_classifiers.issuperset([*missing, *misfits])
+    raise WeightsError(
+        f"weights {taken.path}: do not fit the model: {'; '.join(parts)}", "classifier" if fresh_would_do else None
+    )
 
 
 def _described(tensor: Tensor, other: Tensor) -> str:
-    """Shape, and the dtype if the other's is of another kind."""
+    """Shape, and the dtype or layout if the other's is of another kind."""
     shape = str(tuple(tensor.shape))
+    if tensor.layout != other.layout:
+        return f"{tensor.layout} {shape}"
     return shape if tensor.is_floating_point() == other.is_floating_point() else f"{tensor.dtype} {shape}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from deeplab_fast._arguments import shape_of
 from deeplab_fast.crf import CLIP, PRESETS, CRFParameters, parameters
 from deeplab_fast.nn.crf_inputs import (
     bilateral_features,
+    check_channels,
     check_sizes,
     check_values,
     image_tensor,
@@ -42,13 +44,14 @@ class DenseCRF(nn.Module):
         pos_xy_std: its standard deviation, pixels.
         bi_w: weight of the bilateral kernel; 0 leaves it out, unless it is learnable.
         bi_xy_std: its standard deviation in position, pixels.
-        bi_rgb_std: its standard deviation in colour, grey levels of 0..255.
+        bi_rgb_std: its standard deviation in colour, grey levels of 0..255; a number, or one for each channel of the
+            images, in the channel's unit.
         learnable: make `spatial_weight`, `bilateral_weight` and `compatibility`, all (K, K), parameters.
         num_classes: K; for learnable layers only, which need it.
         recompute: hold no Q of the iterations for the backward pass, but infer again there; see `dense_crf`.
 
     Raises:
-        TypeError: if `iterations` is no whole number.
+        TypeError: if `iterations` is no whole number, or a standard deviation is no number.
         ValueError: if a standard deviation is not positive, iterations are negative, anything is not finite, or
             `num_classes` is missing or out of place.
 
@@ -64,7 +67,7 @@ class DenseCRF(nn.Module):
         pos_xy_std: float = 1,
         bi_w: float = 4,
         bi_xy_std: float = 67,
-        bi_rgb_std: float = 3,
+        bi_rgb_std: float | Sequence[float] = 3,
         learnable: bool = False,
         *,
         num_classes: int | None = None,
@@ -107,15 +110,16 @@ class DenseCRF(nn.Module):
         return cls(**vars(parameters(name, **overrides)), **options)
 
     def extra_repr(self) -> str:
-        text = ", ".join(f"{name}={value:g}" for name, value in vars(self.params).items())
+        text = ", ".join(f"{name}={_text(value)}" for name, value in vars(self.params).items())
         return f"{text}, learnable=True, num_classes={len(self.compatibility)}" if self.learnable else text
 
     def forward(self, image: Tensor | np.ndarray, prob: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Infer the marginals Q.
 
         Args:
-            image: RGB in 0..255, uint8 or floating: a tensor (3, H, W) or (N, 3, H, W), or an array (H, W, 3) or
-                (N, H, W, 3).
+            image: uint8 or floating: a tensor (C, H, W) or (N, C, H, W), or an array (H, W, C) or (N, H, W, C). Three
+                channels are RGB in 0..255; any other number of them (one of grey, twelve of a satellite) may have any
+                values.
             prob: probabilities of the K classes, floating: a tensor or an array (K, H, W), or (N, K, H, W) with a batch
                 of images. A tensor must be on the image's device.
 
@@ -124,12 +128,14 @@ class DenseCRF(nn.Module):
 
         Raises:
             TypeError: for other kinds or dtypes.
-            ValueError: for shapes or devices that do not fit, values outside 0..255 and 0..1, or standard deviations
-                so small that lattice coordinates are beyond ±32767.
+            ValueError: for shapes or devices that do not fit, a number of standard deviations that is not that of the
+                channels, values outside 0..255 and 0..1, or standard deviations so small that lattice coordinates are
+                beyond ±32767.
         """
         as_array = isinstance(prob, np.ndarray)
         image, prob = image_tensor(image), prob_tensor(prob)
         check_sizes(image, prob)
+        check_channels(image, self.params.bi_rgb_std, "bi_rgb_std")
         if self.learnable and prob.shape[-3] != len(self.compatibility):
             raise ValueError(
                 f"prob: shape is {shape_of(prob)}, should have the layer's {len(self.compatibility)} classes"
@@ -161,3 +167,7 @@ class DenseCRF(nn.Module):
             features.append(bilateral_features(image, params.bi_xy_std, params.bi_rgb_std))
             compat.append(self.compatibility @ self.bilateral_weight if self.learnable else float(params.bi_w))
         return features, compat
+
+
+def _text(value: float | tuple[float, ...]) -> str:
+    return f"({', '.join(map(_text, value))})" if isinstance(value, tuple) else f"{value:g}"

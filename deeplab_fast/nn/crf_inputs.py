@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,24 +14,38 @@ from deeplab_fast._arguments import shape_of
 
 
 def spatial_features(image: Tensor, std: float) -> Tensor:
-    """Of images (N, 3, H, W): (x, y) / std, float32 (N, 2, H, W), as pydensecrf's two-dimensional methods make them."""
+    """Of images (N, C, H, W): (x, y) / std, float32 (N, 2, H, W), as pydensecrf's two-dimensional methods make them."""
     size, device = image.shape[2:], image.device
     y, x = torch.meshgrid(*(torch.arange(length, device=device, dtype=torch.float32) for length in size), indexing="ij")
     return _divide(torch.stack([x, y]).expand(len(image), 2, *size), std)
 
 
-def bilateral_features(image: Tensor, xy_std: float, rgb_std: float) -> Tensor:
-    """Of images (N, 3, H, W) in 0..255: (x, y) / xy_std and (r, g, b) / rgb_std, float32 (N, 5, H, W)."""
+def bilateral_features(image: Tensor, xy_std: float, rgb_std: float | Sequence[float]) -> Tensor:
+    """Of images (N, C, H, W): (x, y) / xy_std and each channel / its rgb_std, float32 (N, 2 + C, H, W)."""
     return torch.cat([spatial_features(image, xy_std), _divide(image.float(), rgb_std)], dim=1)
 
 
-def _divide(tensor: Tensor, number: float) -> Tensor:
+def _divide(tensor: Tensor, by: float | Sequence[float]) -> Tensor:
     # By a number on the host, a GPU would multiply with its reciprocal, which rounds differently.
-    return tensor / torch.full((), number, dtype=tensor.dtype, device=tensor.device)
+    def on_device(number: float) -> Tensor:
+        return torch.full((), number, dtype=tensor.dtype, device=tensor.device)
+
+    if isinstance(by, Sequence):  # filled in there, too: a copy to it could not be captured in a CUDA graph
+        return tensor / torch.stack([on_device(number) for number in by])[:, None, None]
+    return tensor / on_device(by)
+
+
+def check_channels(image: Tensor, std: float | Sequence[float], name: str) -> None:
+    """Raise ValueError if there is a standard deviation for each of some channels, but not for each of the image's."""
+    if isinstance(std, Sequence) and len(std) != image.shape[-3]:
+        raise ValueError(
+            f"{name}: has {len(std)} numbers, should be one number, or {image.shape[-3]}, one for each channel of the "
+            "image"
+        )
 
 
 def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
-    """As a tensor (3, H, W) or (N, 3, H, W), sharing memory; `name` is what errors call it."""
+    """As a tensor (C, H, W) or (N, C, H, W), sharing memory; `name` is what errors call it."""
     channels = -3
     if isinstance(image, np.ndarray):
         image, channels = _from_numpy(name, image), -1
@@ -37,11 +53,11 @@ def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
         raise TypeError(f"{name}: is a {type(image).__name__}, should be a tensor or a numpy array")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"{name}: dtype is {image.dtype}, should be uint8 or floating")
-    if image.ndim not in (3, 4) or image.shape[channels] != 3:
+    if image.ndim not in (3, 4) or image.shape[channels] == 0:
         wanted = (
-            "(3, H, W) or (N, 3, H, W) for a tensor" if channels == -3 else "(H, W, 3) or (N, H, W, 3) for an array"
+            "(C, H, W) or (N, C, H, W) for a tensor" if channels == -3 else "(H, W, C) or (N, H, W, C) for an array"
         )
-        raise ValueError(f"{name}: shape is {shape_of(image)}, should be {wanted}")
+        raise ValueError(f"{name}: shape is {shape_of(image)}, should be {wanted}, with C at least 1")
     return image if channels == -3 else image.movedim(-1, -3)
 
 
@@ -83,7 +99,7 @@ def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", 
 
 
 def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
-    """Raise ValueError for values outside 0..255 and 0..1; on a GPU the host waits for them."""
+    """Raise ValueError for probabilities outside 0..1, three channels outside 0..255, and NaN; a GPU is waited for."""
     image_name, name = names
     if prob.numel() == 0 or (prob.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
@@ -94,6 +110,10 @@ def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image",
     if image.dtype == torch.uint8:
         return
     low, high = (bound.item() for bound in image.detach().aminmax())
+    if image.shape[-3] != 3:  # of any unit
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{image_name}: values are {low:.4g} to {high:.4g}, should be finite")
+        return
     if not (low >= 0 and high <= 255):
         raise ValueError(f"{image_name}: values are {low:.4g} to {high:.4g}, should be in 0..255, not normalised")
     if 0 < high <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,15 @@ from torch.nn.functional import interpolate
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
-from deeplab_fast.nn.crf_inputs import bilateral_features, check_sizes, check_values, image_tensor, prob_tensor
+from deeplab_fast.crf import deviations
+from deeplab_fast.nn.crf_inputs import (
+    bilateral_features,
+    check_channels,
+    check_sizes,
+    check_values,
+    image_tensor,
+    prob_tensor,
+)
 from deeplab_fast.reference.pairwise_energy import scaled
 
 __all__ = ["DenseCRFLoss"]
@@ -37,13 +46,15 @@ class DenseCRFLoss(nn.Module):
 
     Args:
         weight: of the loss.
-        sigma_rgb: standard deviation of the kernel in colour, grey levels of 0..255.
+        sigma_rgb: standard deviation of the kernel in colour, grey levels of 0..255; a number, or one for each channel
+            of the images, in the channel's unit.
         sigma_xy: in position, pixels of the images given.
         scale_factor: by which everything is resized first (0.5 takes a quarter of the time): images and regions to the
             nearest pixel, probabilities bilinearly; `sigma_xy` is scaled with them.
         normalized: see above.
 
     Raises:
+        TypeError: if `sigma_rgb` is neither a number nor several.
         ValueError: if a standard deviation or the scale is not positive, or anything is not finite.
 
     Example:
@@ -51,9 +62,18 @@ class DenseCRFLoss(nn.Module):
         >>> loss(images, torch.softmax(logits, dim=1), rois).backward()
     """
 
-    def __init__(self, weight: float, sigma_rgb: float, sigma_xy: float, scale_factor: float, normalized: bool = False):
+    def __init__(
+        self,
+        weight: float,
+        sigma_rgb: float | Sequence[float],
+        sigma_xy: float,
+        scale_factor: float,
+        normalized: bool = False,
+    ):
         super().__init__()
-        for name, value in {"sigma_rgb": sigma_rgb, "sigma_xy": sigma_xy, "scale_factor": scale_factor}.items():
+        sigma_rgb = deviations("sigma_rgb", sigma_rgb)
+        colours = [("sigma_rgb", sigma) for sigma in (sigma_rgb if isinstance(sigma_rgb, tuple) else (sigma_rgb,))]
+        for name, value in (*colours, ("sigma_xy", sigma_xy), ("scale_factor", scale_factor)):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: is {value}, should be positive and finite")
         if not math.isfinite(weight):
@@ -72,7 +92,8 @@ class DenseCRFLoss(nn.Module):
         """The loss of a batch, all images and classes in one filtering.
 
         Args:
-            images: (N, 3, H, W), RGB in 0..255, uint8 or floating.
+            images: (N, C, H, W), uint8 or floating. Three channels are RGB in 0..255; any other number of them (one of
+                grey, twelve of a satellite) may have any values.
             segmentations: (N, K, H, W), floating: probabilities.
             rois: (N, H, W), 1 (or True) inside the region of interest and 0 outside; or None for everything. A region
                 that is empty adds nothing.
@@ -82,13 +103,15 @@ class DenseCRFLoss(nn.Module):
 
         Raises:
             TypeError: for other kinds or dtypes.
-            ValueError: for shapes or devices that do not fit, and values outside 0..255 and 0..1.
+            ValueError: for shapes or devices that do not fit, a number of `sigma_rgb` that is not that of the channels,
+                and values outside 0..255 and 0..1.
         """
         names = ("images", "segmentations")
         images, segmentations = image_tensor(images, names[0]), prob_tensor(segmentations, names[1])
         if segmentations.ndim != 4:
             raise ValueError(f"segmentations: shape is {shape_of(segmentations)}, should be (N, K, H, W)")
         check_sizes(images, segmentations, names)
+        check_channels(images, self.sigma_rgb, "sigma_rgb")
         _check_rois(rois, segmentations)
         if min(int(size * self.scale_factor) for size in segmentations.shape[2:]) < 1:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deeplab_fast.training.interrupts import TrainingTerminated
 from deeplab_fast.training.logs import TrainingLog, read_log
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "TrainingLog",
     "TrainingResult",
+    "TrainingTerminated",
     "parameter_groups",
     "poly_factor",
     "poly_scheduler",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PARTIAL = ".partial"
+from deeplab_fast.files import atomic_write
+from deeplab_fast.models import weight_files
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -20,13 +19,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; it names the file and says why.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with open(beside, "xb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())  # a rename may reach the disk before the content
-        os.replace(beside, path)
+        atomic_write(path, lambda file: torch.save(content, file), sync=True)
     except (OSError, RuntimeError) as error:
         reason = _reason(error)
         raise OSError(
@@ -34,8 +28,6 @@ def save(path: Path, content: dict[str, Any]) -> None:
             f"checkpoint could not be written: {reason}; the one before is kept",
             str(path),
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -48,31 +40,20 @@ def _reason(error: BaseException) -> BaseException:
     return error
 
 
-def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
-
-
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint that :func:`save` wrote, on the CPU; no code in it is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none.
+        ValueError: if it is none, or a weight or a number of the optimizer is NaN or Inf.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
-        raise ValueError(f"checkpoint {path} is not readable: {error}") from error
+    content = weight_files.read(path, "checkpoint")
     wanted = ("model", "optimizer", "scheduler", "sampler", "step")
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"checkpoint {path}: has no {', '.join(missing)}, should be one of a training")
+    trained = {name: content[name] for name in ("model", "optimizer")}
+    weight_files.check_finite(path, weight_files.tensors_in(trained), "checkpoint")
     return content
 
 

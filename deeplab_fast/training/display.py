@@ -58,9 +58,9 @@ class Display:
             self.note(f"step {step} of {self._iterations}  {values}  {left} left")
 
     @contextlib.contextmanager
-    def evaluation(self, images: int) -> Iterator[Callable[[int, int], None]]:
-        """A second bar while images are evaluated; gives what to call with the images done and all images."""
-        task = self._progress.add_task("evaluation", total=images, values="")
+    def bar(self, text: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """One more bar while something is done; gives what to call with the number done and that of all."""
+        task = self._progress.add_task(text, total=total, values="")
         try:
             yield lambda done, total: self._progress.update(task, completed=done, total=total)
         finally:

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a step: the step is finished first."""
+"""Ctrl-C or SIGTERM in the middle of a step: the step is finished first."""
 
 from __future__ import annotations
 
@@ -7,26 +7,37 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+Asked = Callable[[], "signal.Signals | None"]
+
+
+class TrainingTerminated(SystemExit):
+    """SIGTERM, obeyed when the work at hand was saved: the process exits with 143, as one that the signal ends."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.code = 128 + signal.SIGTERM
+
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C was pressed; pressed again, it interrupts at once, as ever.
+def asked_to_stop() -> Iterator[Asked]:
+    """Gives a function that returns the signal, SIGINT or SIGTERM, that came, or None; of both it is SIGTERM.
 
-    Signals belong to the main thread: in another one, nothing is changed.
+    Ctrl-C pressed again interrupts at once, as ever. Signals belong to the main thread: in another one, nothing is
+    changed.
     """
-    pressed = False
+    came: set[signal.Signals] = set()
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and number in came:
             raise KeyboardInterrupt
-        pressed = True
+        came.add(signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: None
         return
-    before = signal.signal(signal.SIGINT, press)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: pressed
+        yield lambda: max(came, default=None)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab_fast import data
-from deeplab_fast.evaluation.batching import item_or_error
+from deeplab_fast.data.reading import item_or_error, leave_group
 
 
 class _Carrying(Dataset):
@@ -26,11 +25,6 @@ class _Carrying(Dataset):
 def _collate(items: Sequence[data.Crop | Exception]) -> data.Batch | Exception:
     failed = [item for item in items if isinstance(item, Exception)]
     return failed[0] if failed else data.collate(items)
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches(
@@ -54,7 +48,7 @@ def batches(
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=leave_group,
         # Seeds of workers come from it; from torch's own, they would shift the numbers that dropout gets.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -7,8 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deeplab_fast.pictures import atomic_write
+from deeplab_fast.files import atomic_write
 
+LOG = "log.csv"
 COLUMNS = ("step", "loss", "lr", "images_per_second", "seconds", "mean_iou", "pixel_accuracy")
 
 
@@ -18,6 +19,7 @@ class TrainingLog:
     Args:
         folder: of the training's output.
         step: that the training starts from; lines of later steps, which a killed run left, are dropped.
+        evaluated: step of the last evaluation before it; lines of later evaluations are dropped. Default: `step`.
         tensorboard: whether to write events, too.
 
     Raises:
@@ -25,9 +27,11 @@ class TrainingLog:
         ValueError: if there is a `log.csv` with other columns.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool = False):
-        self.path = folder / "log.csv"
-        kept = [row for row in read_log(self.path) if int(row["step"]) <= step] if step and self.path.exists() else []
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False, evaluated: int | None = None):
+        self.path = folder / LOG
+        rows = read_log(self.path) if step and self.path.exists() else []
+        evaluated = step if evaluated is None else evaluated
+        kept = [row for row in rows if int(row["step"]) <= (evaluated if row["mean_iou"] else step)]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()

@@ -59,6 +59,19 @@ def processes(device: torch.device) -> Iterator[Processes]:
         distributed.destroy_process_group()
 
 
+def share_buffers(model: nn.Module, group: Processes) -> None:
+    """Give every process the buffers of the first, in place; all have to call it.
+
+    Batch norm's running statistics are of the images that each process saw, and a checkpoint holds the first's.
+    """
+    if group.world == 1:
+        return
+    for buffer in model.buffers():
+        shared = buffer.contiguous()
+        distributed.broadcast(shared, 0)
+        buffer.copy_(shared)
+
+
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Let every batch norm that is trained take its statistics over all processes, in place.
 

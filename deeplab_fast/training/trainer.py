@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,20 +18,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
-from deeplab_fast.from_config import DTYPES, device_of, make_dataset, make_model
+from deeplab_fast.data.reading import processors
+from deeplab_fast.files import check_destination, remove_abandoned
+from deeplab_fast.from_config import DTYPES, device_of, inputs_of, make_dataset, make_model
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
-from deeplab_fast.training.interrupts import asked_to_stop
+from deeplab_fast.training.first_look import look_at_training, look_at_validation
+from deeplab_fast.training.interrupts import Asked, TrainingTerminated, asked_to_stop
 from deeplab_fast.training.loading import batches
-from deeplab_fast.training.logs import TrainingLog
+from deeplab_fast.training.logs import LOG, TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
-from deeplab_fast.training.processes import Processes, processes, synchronise_batch_norm
+from deeplab_fast.training.processes import Processes, processes, share_buffers, synchronise_batch_norm
+from deeplab_fast.training.resuming import check_same_training
 
 LAST, BEST = "last.pth", "best.pth"
-# Entries of the configuration that a resumed training has to have as before.
-SAME_MODEL = ("name", "options")
-SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every", "classifier_factor")
 
 
 @dataclass(frozen=True)
@@ -53,51 +54,70 @@ class TrainingResult:
 
 
 def train(
-    config: Config, *, resume: bool = False, stop_after: int | None = None, quiet: bool = False
+    config: Config, *, resume: bool | Literal["auto"] = False, stop_after: int | None = None, quiet: bool = False
 ) -> TrainingResult:
     """Train a network; in several processes if torchrun started them.
 
     Every process computes `training.batch_size` images at a time. `last.pth` is written every
     `training.checkpoint_every` steps and at the end, `best.pth` after an evaluation that is better than all before,
     `log.csv` as it goes, all in `config.output`. Resumed on a CPU, a training gives the bits of one that was never
-    interrupted: weights, optimizer, learning rate, order of samples, augmentation and dropout.
+    interrupted: weights, optimizer, learning rate, order of samples, augmentation and dropout. An evaluation that was
+    due and did not come to its end is made first.
+
+    Before the first step of a new training the data are looked at: the headers of all files of the validation set,
+    and labels, as many as it takes to see each class; see `training.first_look`.
 
     Args:
         config: see `deeplab_fast.config`.
-        resume: go on from `last.pth`.
+        resume: go on from `last.pth`; "auto": if there is one, and otherwise start.
         stop_after: end after this many steps in all, as if interrupted; the learning rate falls as if it went on.
         quiet: show no progress.
 
     Raises:
-        FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong.
+        FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong; for a class that no
+            label holds, unless `data.allow_missing_classes`.
         FileExistsError: if the folder has a checkpoint, and `resume` is False.
         FloatingPointError: if the loss or a gradient is not finite; nothing is saved after that.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and `last.pth` is written.
+        TrainingTerminated: a SystemExit with 143, likewise after SIGTERM; in several processes one signal ends all.
         OSError: if a checkpoint cannot be written; the one before stays.
     """
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after: is {stop_after}, should be at least 1")
     device = device_of(config.device)
-    with processes(device) as group:
-        trainer = Trainer(config, device, group, resume)
-        with Display(config, group.is_first and not quiet) as display:
-            return trainer.run(display, stop_after)
+    if resume not in (False, True, "auto"):
+        raise ValueError(f"resume: is {resume!r}, should be False, True or 'auto'")
+    with processes(device) as group, Display(config, group.is_first and not quiet) as display:
+        return Trainer(config, device, group, display, resume).run(stop_after)
 
 
 class Trainer:
     """What a training is made of; see :func:`train`."""
 
-    def __init__(self, config: Config, device: torch.device, group: Processes, resume: bool):
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        group: Processes,
+        display: Display,
+        resume: bool | Literal["auto"] = False,
+    ):
         self.config, self.recipe, self.device, self.group = config, config.training, device, group
+        self.display = display
         torch.manual_seed(config.seed)
         self.dataset = self._dataset(config.data.train)
         self.validation = self._dataset(config.data.val) if self.recipe.evaluate_every else None
-        self.step, self.best, self.mean_iou = 0, -math.inf, None
-        state = self._prepare_folder(resume)
+        self.step, self.evaluated, self.best, self.mean_iou = 0, 0, -math.inf, None
+        self._asked: Asked = lambda: None
+        self._agreed: signal.Signals | None = None
+        state = self._checkpoint(resume)
+        self.notes = self._look_at_data() if state is None else []
+        self._prepare_folder()
 
         # Resumed, its weights are those of the checkpoint; the file it once began with may be gone.
         first = config.model if state is None else config.model.model_copy(update={"weights": None})
-        self.model, self.notes = make_model(first, self.dataset.num_classes)
+        self.model, notes = make_model(first, self.dataset.num_classes)
+        self.notes += notes
         self.model.to(device, memory_format=torch.channels_last)
         if group.world > 1 and device.type == "cuda":
             synchronise_batch_norm(self.model)
@@ -118,7 +138,9 @@ class Trainer:
         if state is not None:
             self._restore(state)
         self.network = self._wrapped()
-        self.log = TrainingLog(config.output, self.step, self.recipe.tensorboard) if group.is_first else None
+        self.log = None
+        if group.is_first:
+            self.log = TrainingLog(config.output, self.step, self.recipe.tensorboard, self.evaluated)
 
     # --- Setting up ------------------------------------------------------------------------------------------------
 
@@ -131,20 +153,49 @@ class Trainer:
             if self.group.is_first:
                 self.group.wait()
 
-    def _prepare_folder(self, resume: bool) -> dict[str, Any] | None:
+    def _checkpoint(self, resume: bool | Literal["auto"]) -> dict[str, Any] | None:
+        """What to go on from; None for a new training, whose folder has to be free of others."""
         folder = self.config.output
-        last = folder / LAST
-        state = checkpoints.load(last) if resume else None
-        if state is None and last.exists():
-            raise FileExistsError(f"output: {last} exists; go on from it (--resume) or choose another folder")
+        there = self.group.gathered([name for name in (LAST, BEST) if (folder / name).exists()])[0]
+        if LAST in there if resume == "auto" else resume:
+            return checkpoints.load(folder / LAST)
+        if there:
+            advice = "go on from it (--resume)" if LAST in there else f"without {LAST}; move it away"
+            raise FileExistsError(f"output: {folder / there[0]} exists; {advice} or choose another folder")
+        return None
+
+    def _look_at_data(self) -> list[str]:
+        """Notes on the data; the first process looks, for all."""
+        found: list[str] | Exception = []
+        if self.group.is_first:
+            try:
+                look = (
+                    min(self.recipe.workers, processors()),
+                    self.config.data.allow_missing_classes,
+                    self.display.bar,
+                )
+                found = look_at_training(self.dataset, *look)
+                if self.validation is not None:
+                    found += look_at_validation(self.validation, *look)
+            except Exception as error:  # the other processes have to hear of it, or they would wait
+                found = error
+        found = self.group.gathered(found)[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _prepare_folder(self) -> None:
+        folder = self.config.output
+        sets = [self.dataset, *([] if self.validation is None else [self.validation])]
+        for name in (LAST, BEST, LOG):
+            check_destination(folder / name, inputs_of(self.config, sets), new_folder=True)
         self.group.wait()
         if self.group.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.remove_partial(folder)
-        return state
+            remove_abandoned(folder)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._check_same_training(state)
+        check_same_training(state, self.config, self.dataset)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -152,31 +203,9 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.best, self.mean_iou = state["step"], state["best"], state["mean_iou"]
+        self.evaluated = state.get("evaluated", self.step)
         if self.group.rank < len(state["random"]):
             checkpoints.restore_random_state(state["random"][self.group.rank])
-
-    def _check_same_training(self, state: dict[str, Any]) -> None:
-        """Another network or another schedule would go on from this checkpoint, and mean nothing.
-
-        The optimizer's numbers come from the checkpoint, so that another one in the configuration would have no effect.
-        """
-        before, now = state["deeplab_fast"]["config"], self.config.model_dump(mode="json")
-        entries = [("seed",), *(("model", name) for name in SAME_MODEL), *(("training", name) for name in SAME_RECIPE)]
-        for entry in entries:
-            has, had = (functools.reduce(dict.__getitem__, entry, config) for config in (now, before))
-            if has != had:
-                raise ValueError(
-                    f"{'.'.join(entry)}: is {has}, the checkpoint has {had}; resumed, a training keeps it. To change "
-                    "it, train in another folder, with the checkpoint as model.weights"
-                )
-        if state["deeplab_fast"]["classes"] != list(self.dataset.classes):
-            raise ValueError(f"data: has the classes {', '.join(self.dataset.classes)}, the checkpoint has others")
-        had = state["sampler"]["length"]
-        if had != len(self.dataset):
-            raise ValueError(
-                f"data.train: has {len(self.dataset)} samples, the checkpoint was trained with {had}; resumed, a "
-                "training goes on with the same ones"
-            )
 
     def _wrapped(self) -> nn.Module:
         network: nn.Module = self.model
@@ -197,15 +226,15 @@ class Trainer:
 
     # --- Training --------------------------------------------------------------------------------------------------
 
-    def run(self, display: Display, stop_after: int | None = None) -> TrainingResult:
+    def run(self, stop_after: int | None = None) -> TrainingResult:
         """Train to the end; see :func:`train`."""
         for note in self.notes:
-            display.note(note)
+            self.display.note(note)
         end = self.recipe.iterations if stop_after is None else min(self.recipe.iterations, stop_after)
-        display.start(self.step)
+        self.display.start(self.step)
         self.network.train()
-        with asked_to_stop() if self.group.world == 1 else contextlib.nullcontext(lambda: False) as stop:
-            self._run_to(end, display, stop)
+        with asked_to_stop() as self._asked:
+            self._run_to(end)
         self.group.wait()
         if self.log:
             self.log.close()
@@ -218,7 +247,10 @@ class Trainer:
             best if best.exists() and self.best > -math.inf else None,
         )
 
-    def _run_to(self, end: int, display: Display, stop: Callable[[], bool]) -> None:
+    def _run_to(self, end: int) -> None:
+        if self._is_due(self.recipe.evaluate_every) and self.evaluated != self.step:
+            self._evaluate()  # of before, when it was interrupted
+            self._save(LAST)
         batch_iterator = self._batches()
         images_per_step = self.recipe.batch_size * self.recipe.accumulation * self.group.world
         seconds, done, saved = 0.0, 0, self.step  # seconds in steps, not in evaluations
@@ -229,18 +261,18 @@ class Trainer:
             done += 1
             seconds += time.perf_counter() - begun
             speed = done * images_per_step / seconds
-            display.advance(self.step, loss, lr, speed, seconds / done * (end - self.step))
+            self.display.advance(self.step, loss, lr, speed, seconds / done * (end - self.step))
             if self._is_due(self.recipe.log_every) and self.log:
                 self.log.write(self.step, loss=loss, lr=lr, images_per_second=speed, seconds=seconds)
             evaluating = self._is_due(self.recipe.evaluate_every)
-            if evaluating or self._is_due(self.recipe.checkpoint_every) or stop():
+            if evaluating or self._is_due(self.recipe.checkpoint_every) or self._agreed:
                 self._save(LAST)  # before the evaluation: should that fail, the steps are not lost
                 saved = self.step
+            if self._agreed:
+                raise self._stopped()
             if evaluating:
-                self._evaluate(display)
+                self._evaluate()
                 self._save(LAST)
-            if stop():
-                raise KeyboardInterrupt(f"after step {self.step}; {LAST} is saved, --resume goes on from it")
         if saved != self.step:
             self._save(LAST)
 
@@ -266,16 +298,30 @@ class Trainer:
                 loss = self._loss(batch) / self.recipe.accumulation
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-        if self.group.world > 1:
-            distributed.all_reduce(total)
-            total /= self.group.world
-        loss_value = total.item()
+        loss_value, self._agreed = self._over_processes(total)
         self._check_finite(loss_value)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         self.sampler.advance(self.recipe.batch_size * self.recipe.accumulation * self.group.world)
         return loss_value
+
+    def _over_processes(self, loss: Tensor) -> tuple[float, signal.Signals | None]:
+        """The mean loss, and the signal that asked a process to stop, if any: the same in all, which all stop then."""
+        asked = self._asked()
+        if self.group.world == 1:
+            return loss.item(), asked
+        sums = torch.cat([loss[None], loss.new_tensor([asked == signal.SIGINT, asked == signal.SIGTERM])])
+        distributed.all_reduce(sums)
+        total, interrupted, terminated = sums.tolist()
+        agreed = signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
+        return total / self.group.world, agreed
+
+    def _stopped(self, where: str = "") -> BaseException:
+        """What to raise on a signal, in all processes, when the first has saved."""
+        self.group.wait()
+        text = f"after step {self.step}{where}; {LAST} is saved, --resume goes on from it"
+        return TrainingTerminated(text) if self._agreed == signal.SIGTERM else KeyboardInterrupt(text)
 
     def _ddp(self) -> DistributedDataParallel:
         return getattr(self.network, "_orig_mod", self.network)
@@ -303,30 +349,47 @@ class Trainer:
 
     # --- Evaluating and saving -------------------------------------------------------------------------------------
 
-    def _evaluate(self, display: Display) -> None:
+    def _evaluation(self) -> evaluation.EvaluationResult:
+        """Of all processes together; a signal ends it, and it is made when the training is resumed."""
+        share_buffers(self.model, self.group)
         predictor = evaluation.Predictor(self.model, self.dataset.num_classes, device=self.device, autocast=self.dtype)
-        with display.evaluation(len(self.validation)) as progress:
-            result = evaluation.evaluate.evaluate(
-                predictor,
-                self.validation,
-                batch_size=self.config.evaluation.batch_size,
-                workers=self.config.evaluation.workers,
-                progress=progress,
-                rank=self.group.rank,
-                world=self.group.world,
-                on_problem=self.config.data.on_error,
-            )
+        with self.display.bar("evaluation", len(self.validation)) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar(done, total)
+                if self._asked():
+                    raise InterruptedError("a signal came")
+
+            try:
+                return evaluation.evaluate.evaluate(
+                    predictor,
+                    self.validation,
+                    batch_size=self.config.evaluation.batch_size,
+                    workers=self.config.evaluation.workers,
+                    progress=progress,
+                    rank=self.group.rank,
+                    world=self.group.world,
+                    on_problem=self.config.data.on_error,
+                )
+            except Exception as error:  # one process's failure is raised in all of them
+                _, self._agreed = self._over_processes(torch.zeros((), device=self.device))
+                if self._agreed is None:
+                    raise
+                raise self._stopped(", before its evaluation") from error
+
+    def _evaluate(self) -> None:
+        result = self._evaluation()
         self.network.train()
         scores = result.matrix.scores()
-        self.mean_iou = scores.mean_iou
+        self.evaluated, self.mean_iou = self.step, scores.mean_iou
         if self.log:
             self.log.write(self.step, mean_iou=scores.mean_iou, pixel_accuracy=scores.pixel_accuracy)
         percent = f"mean IoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
-        display.note(f"step {self.step}: {percent}")
+        self.display.note(f"step {self.step}: {percent}")
         for problem in result.problems:
-            display.note(f"left out: {problem}")
+            self.display.note(f"left out: {problem}")
         if math.isnan(scores.mean_iou):
-            display.note(f"data.val: {self.config.data.val} has no labelled pixel, so no checkpoint is the best")
+            self.display.note(f"data.val: {self.config.data.val} has no labelled pixel, so no checkpoint is the best")
         if scores.mean_iou > self.best:
             self.best = scores.mean_iou
             self._save(BEST)
@@ -345,6 +408,7 @@ class Trainer:
             },
             "step": self.step,
             "best": self.best,
+            "evaluated": self.evaluated,
             "mean_iou": self.mean_iou,
         }
         if name == LAST:

@@ -1,0 +1,66 @@
+"""Options that mean the same in several commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deeplab_fast.commands.common import WrongUse
+
+if TYPE_CHECKING:
+    from deeplab_fast.label_values import LabelValues
+
+# Headings of the options in --help.
+SCORES, LABELS = "Scores", "Labels"
+
+Kind = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=SCORES,
+        help="What the input's numbers are: auto, logits, probabilities, sigmoid (one channel: class 1 of two); in "
+        "crf also labels.",
+    ),
+]
+Layout = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=SCORES, help="Order of the scores' axes: auto, khw (classes first) or hwk (classes last)."
+    ),
+]
+Key = Annotated[
+    str | None, typer.Option(rich_help_panel=SCORES, help="Name of the array in a .npz that holds several.")
+]
+Values = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=LABELS,
+        help="What each value of a label picture means: 0:0,255:1, or 0:0,128:ignore,255:1.",
+        show_default=False,
+    ),
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Go on without images whose scores are missing, and count them.")
+]
+
+
+def check_scores_options(kind: str, layout: str, labels: bool = False) -> None:
+    """Raise WrongUse unless --kind and --layout are words that they take; with `labels`, --kind takes that, too."""
+    from deeplab_fast import scores
+
+    choices = {"--kind": (kind, (*scores.KINDS, *["labels"] * labels)), "--layout": (layout, scores.LAYOUTS)}
+    for option, (word, words) in choices.items():
+        if word not in words:
+            raise WrongUse(f"{option} must be {', '.join(words[:-1])} or {words[-1]}, was {word!r}")
+
+
+def parsed_values(text: str | None) -> LabelValues | None:
+    """What --values says."""
+    if text is None:
+        return None
+    from deeplab_fast.label_values import LabelValues
+
+    try:
+        return LabelValues.parse(text)
+    except ValueError as error:
+        raise WrongUse(f"--{error}") from error

@@ -1,0 +1,45 @@
+"""Whether a checkpoint is of the training that is to go on from it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from deeplab_fast.config import Config
+from deeplab_fast.data import SegmentationDataset
+
+# Entries of the configuration that a resumed training has to have as before.
+SAME_MODEL = ("name", "options")
+SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every", "classifier_factor")
+
+
+def check_same_training(state: dict[str, Any], config: Config, dataset: SegmentationDataset) -> None:
+    """Another network or another schedule would go on from this checkpoint, and mean nothing.
+
+    The optimizer's numbers come from the checkpoint, so that another one in the configuration would have no effect.
+
+    Args:
+        state: of the checkpoint.
+        config: of the training that is to go on.
+        dataset: to train on.
+
+    Raises:
+        ValueError: if they are not of one training.
+    """
+    before, now = state["deeplab_fast"]["config"], config.model_dump(mode="json")
+    compared = [("seed",), *(("model", name) for name in SAME_MODEL), *(("training", name) for name in SAME_RECIPE)]
+    for entry in compared:
+        has, had = (functools.reduce(dict.__getitem__, entry, entries) for entries in (now, before))
+        if has != had:
+            raise ValueError(
+                f"{'.'.join(entry)}: is {has}, the checkpoint has {had}; resumed, a training keeps it. To change "
+                "it, train in another folder, with the checkpoint as model.weights"
+            )
+    if state["deeplab_fast"]["classes"] != list(dataset.classes):
+        raise ValueError(f"data: has the classes {', '.join(dataset.classes)}, the checkpoint has others")
+    had = state["sampler"]["length"]
+    if had != len(dataset):
+        raise ValueError(
+            f"data.train: has {len(dataset)} samples, the checkpoint was trained with {had}; resumed, a "
+            "training goes on with the same ones"
+        )
