@@ -31,7 +31,8 @@ def describe(run: Run) -> str:
     """Machine and versions in a line; what is not known is not named."""
     machine, software = run.machine, run.software
     parts = [machine["processor"], f"{machine['cores']} cores", machine["gpu"]]
-    parts += [f"{name} {software[name]}" for name in ("torch", "onednn", "cuda") if software.get(name)]
+    names = {"torch": "torch", "onednn": "oneDNN", "cuda": "CUDA"}
+    parts += [f"{name} {software[key]}" for key, name in names.items() if software.get(key)]
     parts += [f"instruction set {software['deeplab_fast_isa']}"] if software.get("deeplab_fast_isa") else []
     return ", ".join(str(part) for part in [*parts, run.date[:10]] if part)
 

@@ -175,6 +175,20 @@ def test_a_backend_that_fails_does_not_stop_the_others():
     assert "half" in outcome.failures["unnamed"]
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("clock", ["events", "graph"])
+def test_clocks_of_a_gpu(clock):
+    backends = {name: Backend(lambda x: 2 * x, clock=clock) for name in ("peer", "ours")}
+    case = made_up(
+        inputs=lambda: torch.ones(1000, device="cuda"), backends=backends, stages=(), device="cuda",
+        error=lambda result, expected: (result - expected).abs().max().item(),
+    )  # fmt: skip
+    outcome = runner.measure(case, SMALL)
+    assert outcome.failures == {}
+    assert outcome.errors == {"ours": 0}
+    assert all(len(s[runner.WHOLE]) == 2 and min(s[runner.WHOLE]) > 0 for s in outcome.samples.values())
+
+
 # --- Results -------------------------------------------------------------------------------------------------------
 
 

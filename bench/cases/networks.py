@@ -13,7 +13,6 @@ import deeplab_fast
 from bench.case import Backend, Case, Target
 from bench.cases.common import (
     CHANNELS_LAST,
-    COMPILED,
     LAST,
     NCHW,
     OURS,
@@ -26,6 +25,7 @@ from bench.cases.common import (
 from bench.stock_networks import Bottleneck, calibrate, deeplabv2_resnet, shape_of_resnet
 
 CLASSES = 21
+COMPILED = "torch.compile, freezing"
 Variants = dict[str, tuple[nn.Module, Tensor]]
 
 

@@ -48,7 +48,7 @@ def cases(target: Target) -> Iterator[Case]:
 
 def _cpu_backends(run: Any) -> dict[str, Backend]:
     return {
-        PLAIN: Backend(plain(run), takes="cpu", threads=THREADS),
+        PLAIN: Backend(plain(run), takes="cpu", threads=THREADS, once=True),
         f"{OURS}, 1 thread": Backend(run, takes="cpu", threads=1),
         f"{OURS}, {THREADS} threads": Backend(run, takes="cpu", threads=THREADS),
     }
