@@ -1,13 +1,13 @@
 #!/bin/sh
 # Everything that needs a GPU, in one command and under eight minutes: installs the package into a folder of its own,
-# runs the tests marked "cuda", some of them under compute-sanitizer, and times the cases of gpu_crf_cases.py and
-# gpu_cases.py.
+# runs the tests marked "cuda", some of them under compute-sanitizer, and times the cases of `python -m bench --gpu`.
 #
 #     bench/gpu.sh                      # results in bench/results
 #     OUT=/some/folder bench/gpu.sh
 #
-# Needs a Python with torch for CUDA, Triton, pytest and hypothesis, and no network: nothing is downloaded. PYTHON
-# names it (python3). A stage that fails is written down and the others still run; the exit code is 0 if all passed.
+# Needs a Python with torch for CUDA, Triton, pytest, hypothesis, and for the times rich, typer, psutil, Pillow and
+# scikit-image; pydensecrf is timed if it is there. No network: nothing is downloaded. PYTHON names it (python3). A
+# stage that fails is written down and the others still run; the exit code is 0 if all passed.
 
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -18,8 +18,9 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 STAGE=$(mktemp -d)
 trap 'rm -rf "$STAGE"' EXIT
-# -P below, and this for the processes of pytest-xdist: the package is the installed one, not the folder beside us.
-export CUDA_HOME PYTHONPATH="$STAGE/install" PYTHONSAFEPATH=1 PATH="$CUDA_HOME/bin:$PATH"
+# -P below, and this for the processes of pytest-xdist: the package is the installed one, not the folder beside us,
+# which comes after it, for bench/ and tests/.
+export CUDA_HOME PYTHONPATH="$STAGE/install:$PWD" PYTHONSAFEPATH=1 PATH="$CUDA_HOME/bin:$PATH"
 
 CHIP=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') || {
   echo "gpu.sh: $PYTHON has no torch that finds a GPU" >&2
@@ -83,8 +84,11 @@ else
   echo "memcheck: skipped, there is no compute-sanitizer" | tee -a "$SUMMARY"
 fi
 
-stage crf_times 50 "$PYTHON" -P bench/gpu_crf_cases.py --out "$OUT" --seconds 0.3
-stage times 60 "$PYTHON" -P bench/gpu_cases.py --out "$OUT" --seconds 0.1 --compile-until 30
+STEM=$(basename "$NAME")
+stage crf_times 50 "$PYTHON" -P -m bench --gpu --seconds 1 --out "$OUT" --save "${STEM}_crf" \
+  --op dense_crf --op pairwise_energy --op crf_as_rnn --op permutohedral_filter
+stage times 60 "$PYTHON" -P -m bench --gpu --seconds 0.3 --out "$OUT" --save "$STEM" --compile-until 30 \
+  --op aspp_sum --op atrous_conv2d --op upsample_argmax --op upsample_softmax
 
 cat "$SUMMARY"
 exit $FAILED

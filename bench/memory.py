@@ -17,14 +17,15 @@ from inspect import isgenerator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from .cases import Case, all_cases
-from .selection import describe_left_out, select
+from bench import registry, report, results, session
+from bench.case import Case, Target
 
-ROOT = Path(__file__).parents[1]
+# What backends import when they first compute, beside the modules that they need: no part of their memory.
+IMPORTED = ("deeplab_fast.ops", "deeplab_fast.nn", "deeplab_fast.patching", "deeplab_fast.pydensecrf.densecrf")
 
 
 def peak_rss() -> int:
@@ -36,14 +37,17 @@ def peak_rss() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_alone(name: str, backend: str, inputs_file: str) -> None:
+def run_alone(name: str, backend_name: str, inputs_file: str) -> None:
     """In the child: print the bytes that one call took above what was resident before."""
-    case = next(case for case in all_cases() if case.name == name)
-    for module in case.imports:
+    case = next(case for case in registry.all_cases(Target()) if case.name == name)
+    backend = case.backends[backend_name]
+    for module in (*IMPORTED, *backend.needs):
         importlib.import_module(module)
+    if backend.threads is not None:
+        torch.set_num_threads(backend.threads)
     before = peak_rss()
     with open(inputs_file, "rb") as file:
-        result = case.backends[backend](pickle.load(file))
+        result = backend.run(pickle.load(file))
     if isgenerator(result):
         deque(result, maxlen=0)
     print(peak_rss() - before)
@@ -56,40 +60,33 @@ def measure_case(case: Case) -> dict[str, int]:
         # Made here, as making it may well take more memory than computing with it.
         inputs = case.inputs()
         peaks = {}
-        for backend in case.backends:
-            # Where each backend has inputs of its own, it gets no others'.
-            own = {backend: inputs[backend]} if isinstance(inputs, dict) else inputs
-            inputs_file.write_bytes(pickle.dumps(own, protocol=5))
+        for name, backend in case.backends.items():
+            inputs_file.write_bytes(pickle.dumps(backend.own(inputs), protocol=5))
             result = subprocess.run(
-                [sys.executable, "-m", "bench.memory", "--alone", case.name, backend, str(inputs_file)],
-                cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
+                [sys.executable, "-m", "bench.memory", "--alone", case.name, name, str(inputs_file)],
+                cwd=results.ROOT, stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
-            peaks[backend] = int(result.stdout)
+            peaks[name] = int(result.stdout)
         return peaks
 
 
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="Only cases whose name has all these words.")] = None,
-    full: Annotated[bool, typer.Option(help="All cases, also the large photos.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All cases, also the large photos.")] = False,
+    op: Annotated[list[str] | None, typer.Option(help="Only cases of this op; may be given more than once.")] = None,
+    save: Annotated[str, typer.Option(help="Write bench/results/NAME.json.", metavar="NAME")] = "",
 ) -> None:
     """Peak memory of each backend above its imports, input included."""
-    cases, left_out = select(words or [], full)
-    table = Table(title="Peak memory in MB, input included; × = part of the peer's", title_justify="left")
-    for name in ("op: size", "backend"):
-        table.add_column(name, overflow="fold")
-    for name in ("peak", "×"):
-        table.add_column(name, justify="right")
-    console = Console()
+    run = results.Run.new()
+    cases, run.left_out = registry.runnable(registry.named(Target(), words or [], op or [], full))
+    console = Console(stderr=True)
     for case in cases:
         with console.status(case.name):
             peaks = measure_case(case)
-        for backend, peak in peaks.items():
-            part = f"{peak / peaks[case.peer]:.2f}" if case.peer else ""
-            table.add_row(case.name if backend == next(iter(peaks)) else "", backend, f"{peak / 1e6:.0f}", part)
-        table.add_section()
-    Console(width=max(console.width, 110) if not console.is_terminal else None).print(table)
-    for case in left_out:
-        print(describe_left_out(case))
+        run.measurements += [session.measurement(case, name, [peak], unit="B") for name, peak in peaks.items()]
+    report.print_run(run)
+    if save:
+        results.write(results.FOLDER / f"{save}.json", run)
 
 
 if __name__ == "__main__":

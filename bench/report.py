@@ -1,74 +1,118 @@
-"""The table of a benchmark run."""
+"""Tables of results. `python -m bench.report FILE…` prints those of files, or two files beside each other."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import statistics
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cases import Case
-from .measure import WHOLE, Samples, ratio
+from bench.results import Run, best, committed, median, read
+from bench.runner import WHOLE
+
+UNITS = {"s": ("ms", 1e3), "B": ("MB", 1e-6)}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line: times in seconds, and how many times faster than the peer by median and by best."""
-
-    group: str
-    stage: str
-    backend: str
-    rounds: int
-    median: float
-    best: float
-    faster_median: float
-    faster_best: float
-
-    @classmethod
-    def of(cls, case: Case, stage: str, backend: str, samples: Samples) -> Row:
-        times = samples[stage, backend]
-        return cls(
-            group=case.name,
-            stage=stage,
-            backend=backend,
-            rounds=len(times),
-            median=statistics.median(times),
-            best=min(times),
-            faster_median=ratio(samples, stage, backend, case.peer),
-            faster_best=ratio(samples, stage, backend, case.peer, min),
-        )
+def print_run(run: Run, title: str = "") -> None:
+    """Its measurements, a block a case, and what failed or was left out."""
+    for unit, rows in itertools.groupby(run.measurements, lambda m: m.unit):
+        _print_measurements(run, list(rows), unit, title)
+    for text in run.failures:
+        print(f"FAILED {text}")
+    for text in run.left_out:
+        print(f"left out: {text}")
 
 
-def print_table(rows: list[Row]) -> None:
-    table = Table(title="Times in milliseconds; × = times faster than the peer in the same run", title_justify="left")
-    for name in ("op: size", "stage", "backend"):
-        table.add_column(name, overflow="fold")
-    for name in ("rounds", "median", "best", "× median", "× best"):
-        table.add_column(name, justify="right", no_wrap=True)
-    last = None
+def describe(run: Run) -> str:
+    """Machine and versions in a line; what is not known is not named."""
+    machine, software = run.machine, run.software
+    parts = [machine["processor"], f"{machine['cores']} cores", machine["gpu"]]
+    names = {"torch": "torch", "onednn": "oneDNN", "cuda": "CUDA"}
+    parts += [f"{name} {software[key]}" for key, name in names.items() if software.get(key)]
+    parts += [f"instruction set {software['deeplab_fast_isa']}"] if software.get("deeplab_fast_isa") else []
+    return ", ".join(str(part) for part in [*parts, run.date[:10]] if part)
+
+
+def _print_measurements(run: Run, rows: list, unit: str, title: str) -> None:
+    name, factor = UNITS[unit]
+    better = "faster than" if unit == "s" else "less than"
+    heading = f"{describe(run)}\nin {name}; × = times {better} the block's first backend, in the same run"
+    table = Table(title=f"{title}\n{heading}" if title else heading, title_justify="left")
+    for column in ("op: size", "stage", "backend"):
+        table.add_column(column, overflow="fold")
+    for column in ("rounds", "median", "best", "× median", "× best"):
+        table.add_column(column, justify="right", no_wrap=True)
+    last = (None, None)
     for row in rows:
-        if last is not None and row.group != last.group:
+        new_case, new_stage = row.case != last[0], (row.case, row.stage) != last
+        if new_case and last[0] is not None:
             table.add_section()
-        first_of_group = last is None or row.group != last.group
-        first_of_stage = first_of_group or row.stage != last.stage
         table.add_row(
-            row.group if first_of_group else "",
-            row.stage if first_of_stage else "",
+            row.case if new_case else "",
+            row.stage if new_stage else "",
             row.backend,
-            str(row.rounds),
-            f"{row.median * 1e3:.1f}",
-            f"{row.best * 1e3:.1f}",
-            _times(row.faster_median),
-            _times(row.faster_best),
+            str(len(row.samples)),
+            _figure(factor * row.median),
+            _figure(factor * row.best),
+            _times(run.times_better(row, median)),
+            _times(run.times_better(row, best)),
             style="bold" if row.stage == WHOLE else None,
         )
-        last = row
+        last = (row.case, row.stage)
+    _console().print(table)
+
+
+def print_two(one: Run, other: Run) -> None:
+    """What both have measured: medians, and how many times better the second run is."""
+    table = Table(title=f"1: {describe(one)}\n2: {describe(other)}", title_justify="left")
+    for column in ("op: size", "stage", "backend"):
+        table.add_column(column, overflow="fold")
+    for column in ("1", "2", "1 / 2"):
+        table.add_column(column, justify="right", no_wrap=True)
+    others = {(m.case, m.device, m.stage, m.backend, m.unit): m for m in other.measurements}
+    for row in one.measurements:
+        same = others.get((row.case, row.device, row.stage, row.backend, row.unit))
+        if same is not None:
+            name, factor = UNITS[row.unit]
+            figures = [f"{_figure(factor * m.median)} {name}" for m in (row, same)]
+            table.add_row(row.case, row.stage, row.backend, *figures, _times(row.median / same.median))
+    _console().print(table)
+
+
+def _console() -> Console:
     console = Console()
     # Redirected output has no width of its own; do not fold it to 80 columns.
-    Console(width=max(console.width, 130) if not console.is_terminal else None).print(table)
+    return Console(width=max(console.width, 130) if not console.is_terminal else None)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _times(factor: float) -> str:
     return "" if math.isnan(factor) else f"{factor:.2f}"
+
+
+def main(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Files of results (default: all in bench/results).")
+    ] = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Two files, figure beside figure.")] = False,
+) -> None:
+    """Print the tables of files of results."""
+    runs = [(path, read(path)) for path in files or committed()]
+    if beside:
+        if len(runs) != 2:
+            raise typer.BadParameter(f"--beside takes two files, got {len(runs)}")
+        print_two(runs[0][1], runs[1][1])
+        return
+    for path, run in runs:
+        print_run(run, path.name)
+
+
+if __name__ == "__main__":
+    typer.run(main)

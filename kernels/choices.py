@@ -1,7 +1,7 @@
 """Which path and which tile a call takes: two tables, and the functions that read them.
 
-The tables are meant to be edited. An entry says where it was measured, or that it is a guess; `bench/gpu_cases.py`
-times all paths and tiles of an op, which is what an entry should follow from.
+The tables are meant to be edited. An entry says where it was measured, or that it is a guess. All paths and tiles of an
+op are timed by `python -m bench --gpu --tiles`, which is what an entry should follow from.
 """
 
 from __future__ import annotations

@@ -24,8 +24,3 @@ def run(*command: str, folder: Path) -> None:
 
 def test_kernels_in_the_interpreter():
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", "kernels_interpreted.py", folder=ROOT / "tests")
-
-
-def test_gpu_cases_are_sound():
-    """The backends of every case agree; their times are a GPU's matter."""
-    run("bench/gpu_cases.py", "--dry-run", folder=ROOT)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from bench.case import Target
 
 
 class ConvBn(nn.Sequential):
@@ -50,14 +53,30 @@ def bottlenecks(count: int, channels: int, out: int, stride: int, rate: int) -> 
     return nn.Sequential(first, *(Bottleneck(out, out, 1, rate, project=False) for _ in range(count - 1)))
 
 
-def deeplabv2_resnet101(classes: int = 21) -> nn.Sequential:
+def shape_of_resnet(target: Target) -> tuple[tuple[int, int, int, int], int]:
+    """Blocks of the four stages, and channels of the first convolution: of ResNet-101."""
+    return target.pick(((3, 4, 23, 3), 64), ((1, 1, 1, 1), 4))
+
+
+def deeplabv2_resnet(classes: int, blocks: tuple[int, int, int, int], width: int) -> nn.Sequential:
     """Chen et al., TPAMI 2018: output stride 8, rates 2 and 4 in the last two stages."""
+    out = 4 * width
     return nn.Sequential(
-        ConvBn(3, 64, 7, 2),
+        ConvBn(3, width, 7, 2),
         nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-        bottlenecks(3, 64, 256, 1, 1),
-        bottlenecks(4, 256, 512, 2, 1),
-        bottlenecks(23, 512, 1024, 1, 2),
-        bottlenecks(3, 1024, 2048, 1, 4),
-        Aspp(2048, classes),
+        bottlenecks(blocks[0], width, out, 1, 1),
+        bottlenecks(blocks[1], out, 2 * out, 2, 1),
+        bottlenecks(blocks[2], 2 * out, 4 * out, 1, 2),
+        bottlenecks(blocks[3], 4 * out, 8 * out, 1, 4),
+        Aspp(8 * out, classes),
     )
+
+
+def calibrate(net: nn.Module, x: Tensor) -> None:
+    """Give the batch norms the statistics of `x`, so that values stay in a range as in a trained network."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.inference_mode():
+        net.train()(x)
+    net.eval()
