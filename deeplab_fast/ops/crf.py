@@ -23,7 +23,7 @@ from deeplab_fast._arguments import (
 from deeplab_fast.ops import _registry
 from deeplab_fast.reference import crf_backward
 
-KERNEL_DIMENSIONS = 64  # compiled kernels take as many feature dimensions
+KERNEL_DIMENSIONS = 64  # kernels on a GPU take as many feature dimensions, those on a CPU any number
 
 
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def dense_crf(
 
 def _kernel_takes(maps: Tensor, features: Sequence[Tensor]) -> bool:
     """Whether a compiled kernel, where there is one, takes these values or unary, and features."""
-    return maps.dtype != torch.float64 and all(f.shape[1] <= KERNEL_DIMENSIONS for f in features)
+    few = maps.device.type == "cpu" or all(f.shape[1] <= KERNEL_DIMENSIONS for f in features)
+    return maps.dtype != torch.float64 and few
 
 
 def op_for(name: str, maps: Tensor, features: Sequence[Tensor]) -> Callable:
