@@ -9,6 +9,7 @@ import pytest
 from photos import photo, unary
 
 import deeplab_fast.pydensecrf.densecrf as dcrf
+from deeplab_fast import _limits
 from deeplab_fast.pydensecrf import _backend
 
 WIDTH, HEIGHT, LABELS = 6, 5, 3
@@ -203,10 +204,10 @@ def test_too_large_for_any_machine(labels):
 
 
 def test_too_large_for_this_machine(monkeypatch):
-    monkeypatch.setattr(_backend, "memory_limit", lambda: 16e9)
+    monkeypatch.setattr(_limits, "memory", lambda: 16e9)
     with pytest.raises(ValueError, match=r"900,000,000 points.* GB of memory, and 16 GB"):
         dcrf.DenseCRF2D(30_000, 30_000, 2)
-    monkeypatch.setattr(_backend, "memory_limit", lambda: 3000)
+    monkeypatch.setattr(_limits, "memory", lambda: 3000)
     crf = dcrf.DenseCRF2D(WIDTH, HEIGHT, LABELS)
     crf.addPairwiseBilateral(3, 10, IMAGE, 2)
     with pytest.raises(ValueError, match="memory"):
