@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
+
+from deeplab_fast import _limits
 
 _FOLDER = Path(__file__).parent
 CPU_LIBRARY = _FOLDER / "libdeeplab_fast.so"
@@ -32,7 +35,24 @@ def _load_once() -> dict[str, str]:
                 result[name] = "loaded"
             except OSError as error:
                 result[name] = f"built, but does not load: {error}"
+    if result["cpu"] == "loaded":
+        _cpu_library().deeplab_fast_set_most_kept(_limits.most_kept())
     return result
+
+
+@cache
+def _cpu_library() -> ctypes.CDLL:
+    """The plain functions of csrc/torch_memory.cpp, in the library that torch has loaded."""
+    library = ctypes.CDLL(str(CPU_LIBRARY))
+    library.deeplab_fast_set_most_kept.argtypes = [ctypes.c_uint64]
+    library.deeplab_fast_set_most_kept.restype = library.deeplab_fast_release_memory.restype = None
+    return library
+
+
+def release_memory() -> None:
+    """Gives the memory that the CPU kernels of the ops keep for the next call back to the system."""
+    if _load_once.cache_info().currsize and load():
+        _cpu_library().deeplab_fast_release_memory()
 
 
 def load() -> bool:

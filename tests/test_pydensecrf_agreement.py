@@ -184,6 +184,28 @@ def test_feature_dimensions(dims):
     compare(build, (points,), 4)
 
 
+@pytest.mark.parametrize("dims", [63, 64, 65, 102, 300])
+def test_very_many_feature_dimensions(dims):
+    """Hyperspectral images have some hundred bands."""
+    points = 403
+    rng = np.random.default_rng(dims)
+    # Points around a few centres, so that they share vertices.
+    features = rng.normal(0, 2, (dims, 5))[:, rng.integers(0, 5, points)] + rng.normal(0, 0.02, (dims, points))
+    features = features.astype(np.float32)
+    energy = rng.uniform(0, 3, (4, points)).astype(np.float32)
+    lattice = ours.core().Lattice(features)
+    assert lattice.vertex_count < points * (dims + 1)
+    values = rng.uniform(0.5, 1, (3, points)).astype(np.float32)
+    result, expected = lattice.filter(values), peer_filter(features, values)
+    assert np.abs(result - expected).max() <= 1e-5 * expected.max()
+
+    def build(crf, module):
+        crf.setUnaryEnergy(energy)
+        crf.addPairwiseEnergy(features, 3, normalization=module.NORMALIZE_SYMMETRIC)
+
+    compare(build, (points,), 4)
+
+
 def test_volume():
     shape = (11, 13, 17)
     rng = np.random.default_rng(0)

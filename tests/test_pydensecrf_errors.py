@@ -9,6 +9,7 @@ import pytest
 from photos import photo, unary
 
 import deeplab_fast.pydensecrf.densecrf as dcrf
+from deeplab_fast import _limits
 from deeplab_fast.pydensecrf import _backend
 
 WIDTH, HEIGHT, LABELS = 6, 5, 3
@@ -39,7 +40,12 @@ CONSTRUCTORS = {
     "no width": (lambda: dcrf.DenseCRF2D(0, 5, 2), "w "),
     "negative height": (lambda: dcrf.DenseCRF2D(5, -5, 2), "h "),
     "two negative sides": (lambda: dcrf.DenseCRF2D(-5, -5, 2), "w "),
-    "float points": (lambda: dcrf.DenseCRF(5.0, 2), "nvar"),
+    "half a point": (lambda: dcrf.DenseCRF(0.5, 2), "nvar"),
+    "points NaN": (lambda: dcrf.DenseCRF(NAN, 2), "nvar.*nan"),
+    "points Inf": (lambda: dcrf.DenseCRF(np.inf, 2), "nvar.*inf"),
+    "points text": (lambda: dcrf.DenseCRF("5", 2), "nvar"),
+    "points numpy text": (lambda: dcrf.DenseCRF(np.str_("5"), 2), "nvar"),
+    "labels beyond an int": (lambda: dcrf.DenseCRF(1, 2**40), "nlabels.*2147483647|too large"),
     "labels None": (lambda: dcrf.DenseCRF(5, None), "nlabels"),
     "abstract unary": (lambda: dcrf.Unary(), "ConstUnary"),
 }
@@ -113,7 +119,7 @@ CALLS = {
     "sxy Inf": (lambda c: c.addPairwiseBilateral(np.inf, 3, IMAGE, 3), "sxy"),
     "sxy below float32": (lambda c: c.addPairwiseGaussian(1e-60, 3), "sxy"),
     "sxy tiny": (lambda c: c.addPairwiseGaussian(1e-6, 3), "feature|key"),
-    "sxy of three": (lambda c: c.addPairwiseGaussian((3, 3, 3), 3), "sxy"),
+    "sxy of one": (lambda c: c.addPairwiseGaussian((3,), 3), "sxy"),
     "sxy None": (lambda c: c.addPairwiseGaussian(None, 3), "sxy"),
     "sxy text": (lambda c: c.addPairwiseGaussian("3", 3), "sxy"),
     "srgb 0": (lambda c: c.addPairwiseBilateral(3, 0, IMAGE, 3), "srgb"),
@@ -131,7 +137,9 @@ CALLS = {
     "image None": (lambda c: c.addPairwiseBilateral(3, 3, None, 3), "rgbim"),
     # inference
     "negative iterations": (lambda c: c.inference(-1), "niter"),
-    "float iterations": (lambda c: c.inference(2.0), "float"),
+    "iterations NaN": (lambda c: c.inference(NAN), "niter.*nan"),
+    "iterations beyond an int": (lambda c: c.inference(2**31), "niter"),
+    "iterations text": (lambda c: c.inference("2"), "niter.*str"),
     "iterations None": (lambda c: c.inference(None), "NoneType"),
     "step on None": (lambda c: c.stepInference(None, None, None), "Q"),
     "step on a list": (lambda c: c.stepInference(ENERGY.tolist()), "Q"),
@@ -196,10 +204,10 @@ def test_too_large_for_any_machine(labels):
 
 
 def test_too_large_for_this_machine(monkeypatch):
-    monkeypatch.setattr(_backend, "memory_limit", lambda: 16e9)
+    monkeypatch.setattr(_limits, "memory", lambda: 16e9)
     with pytest.raises(ValueError, match=r"900,000,000 points.* GB of memory, and 16 GB"):
         dcrf.DenseCRF2D(30_000, 30_000, 2)
-    monkeypatch.setattr(_backend, "memory_limit", lambda: 3000)
+    monkeypatch.setattr(_limits, "memory", lambda: 3000)
     crf = dcrf.DenseCRF2D(WIDTH, HEIGHT, LABELS)
     crf.addPairwiseBilateral(3, 10, IMAGE, 2)
     with pytest.raises(ValueError, match="memory"):

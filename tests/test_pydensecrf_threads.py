@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ from test_pydensecrf_surface import python
 
 import deeplab_fast.pydensecrf as package
 import deeplab_fast.pydensecrf.densecrf as dcrf
+from deeplab_fast import _limits
 
+HERE = os.path.dirname(__file__)
 SIZE = (90, 71)
 IMAGE = photo("coffee", SIZE[1], SIZE[0])
 
@@ -106,7 +109,8 @@ def test_kernels_added_while_computing():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_the_number_of_threads_hardly_changes_the_result(count):
+def test_the_number_of_threads_hardly_changes_the_result(count, monkeypatch):
+    monkeypatch.setattr(_limits, "processors", lambda: 7)
     package.set_num_threads(1)
     expected = model().inference(10)
     package.set_num_threads(count)
@@ -114,6 +118,72 @@ def test_the_number_of_threads_hardly_changes_the_result(count):
     result = model().inference(10)
     assert np.abs(result - expected).max() <= 1e-4
     assert np.array_equal(result, model().inference(10))
+
+
+def test_no_more_threads_than_processors():
+    if package._backend.core().isa() == "numpy":
+        pytest.skip("numpy has one thread")
+    out = python(
+        """
+        import os
+        from deeplab_fast import _limits
+        import test_pydensecrf_threads as t
+        before = len(os.listdir("/proc/self/task"))
+        t.package.set_num_threads(10**9)
+        t.model().inference(2)
+        started = len(os.listdir("/proc/self/task")) - before
+        used = t.package._backend.core().get_num_threads()
+        print(t.package.get_num_threads() == used == _limits.processors(), started)
+        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+        print(t.package.get_num_threads(), _limits.processors())
+    """,
+        PYTHONPATH=HERE,
+    )
+    first, second = out.splitlines()
+    agree, started = first.split()
+    assert agree == "True"
+    assert int(started) <= _limits.processors() - 1
+    assert second == "1 1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of processes as Linux has them")
+def test_where_the_system_refuses_threads():
+    """RLIMIT_NPROC, or pids.max of a container: the threads at hand compute, later ones are tried again."""
+    out = python(
+        """
+        import os, resource, threading, time
+        import numpy as np
+        from deeplab_fast import _limits
+        import test_pydensecrf_threads as t
+        t.package.set_num_threads(1)
+        expected = t.model().inference(3)
+        if os.geteuid() == 0:  # whom the limit does not hold
+            os.setgroups([])
+            os.setresuid(65534, 65534, 65534)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+        try:
+            threading.Thread(target=print).start()
+            print("a thread was started")
+        except RuntimeError:
+            pass
+        _limits.processors = lambda: 3
+        t.package.set_num_threads(3)
+        threads = lambda: len(os.listdir("/proc/self/task"))
+        before = threads()
+        for _ in range(3):
+            assert np.array_equal(t.model().inference(3), expected)
+        assert threads() == before
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        time.sleep(1.1)
+        assert np.array_equal(t.model().inference(3), expected)
+        print(threads() - before)
+    """,
+        PYTHONPATH=HERE,
+    )
+    if out.startswith("a thread"):
+        pytest.skip("this system does not keep the limit")
+    assert out == ("0" if package._backend.core().isa() == "numpy" else "2")
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, "2"])
@@ -138,24 +208,21 @@ def threads_in(code: str, **environment: str) -> list[int]:
 
 
 def test_omp_num_threads():
-    assert threads_in(REPORT, OMP_NUM_THREADS="1") == 1
-    assert threads_in(REPORT, OMP_NUM_THREADS="3") == 3
-    assert threads_in(REPORT, OMP_NUM_THREADS="2,4") == 2
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    available = _limits.processors()
+    for setting, expected in (("1", 1), ("3", 3), ("2,4", 2), ("1000000", available)):
+        assert threads_in(REPORT, OMP_NUM_THREADS=setting) == min(expected, available)
     for ignored in ("", "0", "many"):
         assert threads_in(REPORT, OMP_NUM_THREADS=ignored) == available
 
 
 def test_torch_num_threads():
     pytest.importorskip("torch")
-    assert threads_in("import torch; torch.set_num_threads(1)" + REPORT) == 1
-    assert threads_in("import torch; torch.set_num_threads(3)" + REPORT) == 3
-    assert (
-        threads_in(
-            "import torch; torch.set_num_threads(3)" + REPORT.replace("densecrf.D", "set_num_threads(2); densecrf.D")
-        )
-        == 2
-    )
+    available = _limits.processors()
+    for number in (1, 3):
+        report = f"import torch; torch.set_num_threads({number})" + REPORT
+        assert threads_in(report) == min(number, available)
+    report = "import torch; torch.set_num_threads(1)" + REPORT.replace("densecrf.D", "set_num_threads(2); densecrf.D")
+    assert threads_in(report) == min(2, available)
 
 
 def _child(queue):

@@ -27,6 +27,7 @@ CALLS = {
     "bilateral, some channels scaled": lambda m: m.create_pairwise_bilateral((50, 60), (13,), IMAGE, chdim=2),
     "bilateral 3-D": lambda m: m.create_pairwise_bilateral((5, 6, 7), (0.1, 0.2), VOLUME, chdim=3),
     "bilateral, channels first": lambda m: m.create_pairwise_bilateral((5, 6), (0.1, 0.2, 3), VOLUME[..., 0], chdim=0),
+    "bilateral, channels by a negative axis": lambda m: m.create_pairwise_bilateral((5, 6), 3, VOLUME[0], chdim=-2),
     "bilateral, one channel": lambda m: m.create_pairwise_bilateral((5, 6), 0.1, VOLUME[0, ..., 0]),
     "bilateral, one channel listed": lambda m: m.create_pairwise_bilateral((5, 6), [0.1], VOLUME[0, ..., 0], -1),
     "labels": lambda m: m.unary_from_labels(LABELS, 3, 0.7),
@@ -110,6 +111,7 @@ BAD = {
     ),
     "too many sigmas": (lambda: utils.create_pairwise_bilateral((3, 3, 3), 1, IMAGE, 2), "sdims"),
     "no such axis": (lambda: utils.create_pairwise_bilateral((3, 3), 1, IMAGE, 3), "chdim"),
+    "no such negative axis": (lambda: utils.create_pairwise_bilateral((3, 3), 1, IMAGE, -4), "chdim"),
 }
 
 

@@ -8,12 +8,23 @@
 
 namespace deeplab_fast {
 
-// Memory of at least `bytes`; throws std::bad_alloc. Large blocks lie on huge pages, because rows of vertices are
-// visited in an order the TLB does not like, and a few freed ones are kept for the next call, because the system clears
-// a page before it gives it out, which takes as long as several passes over it.
-void* allocate_block(size_t bytes);
-void free_block(void* block, size_t bytes);  // the same size
-void release_blocks();                       // gives the kept ones back to the system
+// Memory that can hold `capacity` bytes.
+struct Block {
+  void* memory = nullptr;
+  size_t capacity = 0;
+};
+
+// At least so many bytes; throws std::bad_alloc. Large blocks lie on huge pages, because rows of vertices are visited
+// in an order the TLB does not like, and a few freed ones are kept for the next call, because the system clears a page
+// before it gives it out, which takes as long as several passes over it.
+Block allocate_block(size_t bytes);
+void free_block(Block block);
+
+// Of freed blocks at most so many bytes are kept; without this call a gigabyte, or a sixteenth of the machine's memory.
+void set_most_kept(size_t bytes);
+size_t most_kept();
+// Gives the kept ones back to the system, and what the C library keeps of small ones.
+void release_blocks();
 
 // Somebody else's memory, not yet touched: puts what fills huge pages on them.
 void advise_huge_pages(void* data, size_t bytes);
@@ -25,9 +36,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t size) { reset(size); }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, {})), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
+    std::swap(block_, other.block_);
     std::swap(size_, other.size_);
     return *this;
   }
@@ -35,25 +46,25 @@ class Buffer {
 
   // Frees what was held, then allocates; the content is not initialised.
   void reset(int64_t size = 0) {
-    if (data_ != nullptr) free_block(std::exchange(data_, nullptr), static_cast<size_t>(size_) * sizeof(T));
+    if (block_.memory != nullptr) free_block(std::exchange(block_, {}));
     size_ = 0;
     if (size == 0) return;
-    data_ = static_cast<T*>(allocate_block(static_cast<size_t>(size) * sizeof(T)));
+    block_ = allocate_block(static_cast<size_t>(size) * sizeof(T));
     size_ = size;
   }
 
-  T* data() { return data_; }
-  const T* data() const { return data_; }
+  T* data() { return static_cast<T*>(block_.memory); }
+  const T* data() const { return static_cast<const T*>(block_.memory); }
   int64_t size() const { return size_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  const T& operator[](int64_t i) const { return data_[i]; }
-  T* begin() { return data_; }
-  T* end() { return data_ + size_; }
-  const T* begin() const { return data_; }
-  const T* end() const { return data_ + size_; }
+  T& operator[](int64_t i) { return data()[i]; }
+  const T& operator[](int64_t i) const { return data()[i]; }
+  T* begin() { return data(); }
+  T* end() { return data() + size_; }
+  const T* begin() const { return data(); }
+  const T* end() const { return data() + size_; }
 
  private:
-  T* data_ = nullptr;
+  Block block_;
   int64_t size_ = 0;
 };
 

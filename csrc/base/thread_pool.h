@@ -7,6 +7,7 @@ namespace deeplab_fast {
 
 // The pool all callers share. One job runs on it at a time; a caller that finds it busy (two Python threads at once)
 // runs its tasks on its own thread, so nobody waits and nobody oversubscribes the machine. Survives fork().
+// Where the system refuses threads, or other processes keep it from running them, callers make do with those there are.
 class ThreadPool final : public Parallel {
  public:
   explicit ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {}

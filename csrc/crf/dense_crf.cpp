@@ -66,12 +66,17 @@ class KeptKernels {
     return nullptr;
   }
   void keep(int64_t width, int64_t height, float sx, float sy, std::shared_ptr<const Kernel> kernel) {
-    constexpr int64_t kMostPoints = 1 << 20;  // about 60 MB
+    constexpr int64_t kMostPoints = 1 << 20, kBytesOfPoint = 60;
     constexpr size_t kMostEntries = 2;
+    const int64_t points = width * height;
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || width * height > kMostPoints) return;
+    if (!lock || points > kMostPoints || static_cast<size_t>(points * kBytesOfPoint) > most_kept() / 4) return;
     if (entries_.size() == kMostEntries) entries_.pop_back();
     entries_.insert(entries_.begin(), {width, height, sx, sy, std::move(kernel)});
+  }
+  void release() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) entries_.clear();
   }
 
  private:
@@ -230,6 +235,11 @@ void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf:
 }
 
 }  // namespace
+
+void release_memory() {
+  kept_kernels().release();
+  release_blocks();
+}
 
 Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
     : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {

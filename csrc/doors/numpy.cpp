@@ -121,8 +121,9 @@ struct PyDenseCrf {
   }
 
   static int64_t checked(int64_t value, const char* name) {
-    if (value < 1 || value > int64_t{INT32_MAX} * 16)
-      throw std::invalid_argument(std::string(name) + ": is " + std::to_string(value) + ", should be at least 1");
+    if (value < 1 || value > INT32_MAX)
+      throw std::invalid_argument(std::string(name) + ": is " + std::to_string(value) + ", should be in 1.." +
+                                  std::to_string(INT32_MAX));
     return value;
   }
 
@@ -294,7 +295,8 @@ PYBIND11_MODULE(_densecrf, m) {
         thread_count = static_cast<int>(std::min<int64_t>(threads, 256));
       },
       py::arg("threads"));
-  m.def("release_memory", &release_blocks);
+  m.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>());
+  m.def("set_most_kept", &set_most_kept, py::arg("bytes"));
   m.def("get_num_threads", [] { return thread_count.load(); });
   m.def("isa", [] { return instruction_set_name(); });
   m.def("build_info", &build_info);

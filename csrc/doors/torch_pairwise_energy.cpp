@@ -30,7 +30,8 @@ std::tuple<Tensor, Tensor> pairwise_energy_cpu(const Tensor& values, const Tenso
   const int64_t dimensions = features.size(1), points = scaling.points();
   check(sizes_of(features) == std::vector<int64_t>{shape.batch, dimensions, scaled[2], scaled[3]},
         "features: batch and size should be those of scaled values");
-  check(dimensions >= 1 && dimensions <= kMaxDimensions, "features: should have 1 to 64 channels");
+  check(dimensions >= 1 && dimensions <= kMaxDimensions,
+        "features: should have 1 to " + std::to_string(kMaxDimensions) + " channels");
   const Tensor input = to_float(values, "values"), positions = to_float(features, "features");
   std::optional<Tensor> region;
   if (inside.has_value()) {

@@ -16,19 +16,16 @@ void weights_to_features(const Lattice& lattice, const float* features, const fl
   std::vector<float> scale;
   for (int d = 0; d < D; ++d) scale.push_back(embedding_scale(d, D));
   parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
-    const int64_t size = int64_t{D + 1} * kPointBlock;
-    Buffer<int32_t> cell(size), rank(size);
-    Buffer<float> delta(size);
-    int32_t of_point[kMaxDimensions + 1];
-    float scratch[kMaxDimensions + 1];
+    Buffer<float> memory(SimplexBlock::size(D)), scratch(D + 1);
+    Buffer<int32_t> of_point(D + 1);
+    const SimplexBlock simplices = SimplexBlock::in(memory.data(), D);
     for (const PointTile* tile = order.begin(chunk); tile < order.end(chunk); ++tile) {
-      geometry_kernels().locate(D, features, lattice.points, tile->first, tile->count, scale.data(),
-                                {cell.data(), rank.data(), delta.data()});
+      geometry_kernels().locate(D, features, lattice.points, tile->first, tile->count, scale.data(), simplices);
       for (int p = 0; p < tile->count; ++p) {
         const int64_t point = tile->first + p;
-        for (int i = 0; i <= D; ++i) of_point[i] = rank[i * kPointBlock + p];
-        weights_backward(weight_grad + point * (D + 1), of_point, scale.data(), D, scratch, feature_grad + point,
-                         lattice.points);
+        for (int i = 0; i <= D; ++i) of_point[i] = simplices.rank[i * kPointBlock + p];
+        weights_backward(weight_grad + point * (D + 1), of_point.data(), scale.data(), D, scratch.data(),
+                         feature_grad + point, lattice.points);
       }
     }
   });

@@ -55,9 +55,16 @@ template <int kWords>
 class ChunkBuilder {
  public:
   ChunkBuilder(Lattice& lattice, const FieldLayout& layout, const float* scale, bool check_overflow)
-      : lattice_(lattice), layout_(layout), D_(lattice.dimensions), scale_(scale), check_overflow_(check_overflow) {
+      : lattice_(lattice),
+        layout_(layout),
+        D_(lattice.dimensions),
+        scale_(scale),
+        check_overflow_(check_overflow),
+        block_(SimplexBlock::size(D_)),
+        simplices_(SimplexBlock::in(block_.data(), D_)),
+        by_rank_(D_ + 1),
+        axis_of_rank_(D_ + 1) {
     for (int i = 0; i <= D_; ++i) steps_.push_back(layout.step<kWords>(D_, i));
-    block_.resize(3 * (D_ + 1) * kPointBlock);
   }
 
   void add_points(const float* features, const PointTile* tile, const PointTile* end) {
@@ -104,9 +111,6 @@ class ChunkBuilder {
   static constexpr int kMaxRankedDimensions = 15;  // ranks of four bits each fit a word
 
   void locate(const float* features, int64_t stride, int64_t first, int count) {
-    const int64_t size = int64_t{D_ + 1} * kPointBlock;
-    auto* ints = reinterpret_cast<int32_t*>(block_.data());
-    simplices_ = {ints, ints + size, block_.data() + 2 * size};
     geometry_kernels().locate(D_, features, stride, first, count, scale_, simplices_);
   }
 
@@ -114,8 +118,10 @@ class ChunkBuilder {
   template <int kD>
   void return_ids(int count, int32_t* ids, float* weights) {
     const int D = kD > 0 ? kD : D_;
-    float by_rank[kMaxDimensions + 1] = {};
-    int32_t axis_of_rank[kMaxDimensions + 1] = {};
+    float few_by_rank[kD + 1] = {};
+    int32_t few_axis_of_rank[kD + 1] = {};
+    float* by_rank = kD > 0 ? few_by_rank : by_rank_.data();
+    int32_t* axis_of_rank = kD > 0 ? few_axis_of_rank : axis_of_rank_.data();
     for (int p = 0; p < count; ++p, ids += D + 1, weights += D + 1) {
       const int32_t* cell = simplices_.cell + p;
       if (check_overflow_) check_cell(cell);
@@ -127,7 +133,7 @@ class ChunkBuilder {
         ranks = ranks << 4 | static_cast<uint32_t>(rank);
       }
       barycentric_weights(by_rank, D, weights);
-      Key<kWords> key{};
+      Key<kWords> key = layout_.zero<kWords>();
       for (int f = 0; f < D; ++f) layout_.add(key, f, field_of_cell(f, D, cell, kPointBlock) - layout_.low[f]);
 
       Recent& recent = recent_[(key.hash() ^ ranks * 0x9E3779B97F4A7C15u) >> 56];
@@ -135,12 +141,12 @@ class ChunkBuilder {
         for (int k = 0; k <= D; ++k) ids[k] = recent.ids[k] ^ recent.ids[k] >> 31;
         continue;
       }
-      recent = {key, ranks, ids};
+      if (D <= kMaxRankedDimensions) recent = {key, ranks, ids};
       for (int k = 0; k <= D; ++k) {
         const auto known = static_cast<int32_t>(vertices_.keys().size());
         const int32_t id = vertices_.insert(key);
         ids[k] = id < known ? id : ~id;
-        key = key + steps_[axis_of_rank[D - k]];
+        key += steps_[axis_of_rank[D - k]];
       }
     }
   }
@@ -158,8 +164,10 @@ class ChunkBuilder {
   const float* scale_;
   const bool check_overflow_;
   std::vector<Key<kWords>> steps_;
-  std::vector<float> block_;
-  SimplexBlock simplices_{};
+  Buffer<float> block_;
+  SimplexBlock simplices_;
+  std::vector<float> by_rank_;
+  std::vector<int32_t> axis_of_rank_;
   Recent recent_[kRecent];
   VertexSet<kWords> vertices_;
   size_t touched_ = SIZE_MAX;
@@ -167,7 +175,7 @@ class ChunkBuilder {
 
 template <int kWords>
 struct Item {
-  Key<kWords> key;
+  const Key<kWords>* key;
   int64_t slot;
 };
 
@@ -179,22 +187,29 @@ void sort_items(Buffer<KeySlot>& items, int bits, Parallel& parallel) {
 // Keys of several words are rare (many dimensions with a wide range each): a plain sort will do.
 template <int kWords>
 void sort_items(Buffer<Item<kWords>>& items, int, Parallel&) {
-  std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
+  std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return *a.key < *b.key; });
 }
 
+void set_key(KeySlot& item, const Key<1>& key) {
+  item.key = key.word[0];
+}
+template <int kWords>
+void set_key(Item<kWords>& item, const Key<kWords>& key) {
+  item.key = &key;
+}
 bool same_key(const KeySlot& a, const KeySlot& b) {
   return a.key == b.key;
 }
 template <int kWords>
 bool same_key(const Item<kWords>& a, const Item<kWords>& b) {
-  return a.key == b.key;
+  return *a.key == *b.key;
 }
 void copy_key(const KeySlot& item, uint64_t* to) {
   *to = item.key;
 }
 template <int kWords>
 void copy_key(const Item<kWords>& item, uint64_t* to) {
-  std::copy_n(item.key.word, kWords, to);
+  std::copy(item.key->word.begin(), item.key->word.end(), to);
 }
 
 // Steps 2 and 3: `slot` counts through the chunks' lists, one after another.
@@ -209,8 +224,7 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
   Buffer<Item> items(slots);
   parallel_for(parallel, chunks, [&](int64_t c) {
     for (size_t i = 0; i < lists[c]->size(); ++i) {
-      const Key<kWords>& key = (*lists[c])[i];
-      __builtin_memcpy(&items[first_slot[c] + i].key, &key, sizeof(key));
+      set_key(items[first_slot[c] + i], (*lists[c])[i]);
       items[first_slot[c] + i].slot = first_slot[c] + static_cast<int64_t>(i);
     }
   });
@@ -231,13 +245,14 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
 
   Buffer<int32_t> vertex_of_slot(slots), row_of_slot(slots);
   lattice.extra_vertex.reset(lattice.extra);
-  lattice.packed.keys.reset(lattice.vertices * kWords);
+  const int words = lattice.packed.words;
+  lattice.packed.keys.reset(lattice.vertices * words);
   parallel_for(parallel, kParts, [&](int64_t part) {
     const Range range = part_of(slots, kParts, part);
     int64_t next = first_vertex[part];
     for (int64_t i = range.begin; i < range.end; ++i) {
       const bool owner = is_owner(i);
-      if (owner) copy_key(items[i], &lattice.packed.keys[next++ * kWords]);
+      if (owner) copy_key(items[i], &lattice.packed.keys[next++ * words]);
       const int64_t extra = i - next;  // so many of the slots before this one were not owners
       vertex_of_slot[items[i].slot] = static_cast<int32_t>(next - 1);
       row_of_slot[items[i].slot] = static_cast<int32_t>(owner ? next - 1 : lattice.vertices + extra);
@@ -298,7 +313,7 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
   } else if (layout.words <= 4) {
     packed.words = 4, build<4>(*this, features, layout, bounds.may_overflow, parallel);
   } else {
-    packed.words = 24, build<24>(*this, features, layout, bounds.may_overflow, parallel);
+    packed.words = layout.words, build<0>(*this, features, layout, bounds.may_overflow, parallel);
   }
   link_neighbours(*this, layout, parallel);
 }

@@ -22,9 +22,9 @@ constexpr int32_t kNotFinite = 1, kOverflow = 2;  // bits of the status
 struct LatticeBuild {
   const float* features;  // [images][dimensions][points]
   int32_t dimensions, corners, key_stride;
-  int64_t images, points, phantoms;  // phantoms: of an image, 0 or 1
-  int64_t table;                     // slots of one image, a power of two
-  float scale[kMaxDimensions];       // embedding_scale
+  int64_t images, points, phantoms;   // phantoms: of an image, 0 or 1
+  int64_t table;                      // slots of one image, a power of two
+  float scale[kMaxDeviceDimensions];  // embedding_scale
 
   float* weight;           // [entries]
   int16_t* keys;           // [all entries][key_stride], coordinates 0..D-1, then zeros
@@ -48,11 +48,11 @@ struct LatticeBuild {
 // 1. A thread a point.
 template <int kD>
 __global__ void locate_points_kernel(LatticeBuild build) {
-  constexpr int kMost = kD > 0 ? kD : kMaxDimensions;
+  constexpr int kMost = kD > 0 ? kD : kMaxDeviceDimensions;
   const int D = kD > 0 ? kD : build.dimensions;
   const int64_t real = build.images * build.points, count = real + build.images * build.phantoms;
   for (int64_t point = first_item(); point < count; point += item_step()) {
-    float feature[kMost], cell[kMost + 1], rank[kMost + 1], delta[kMost + 1];
+    float feature[kMost], cell[kMost + 1], rank[kMost + 1], delta[kMost + 1], elevated[kMost + 1];
     const int64_t image = point < real ? point / build.points : 0;
     const float* from = build.features + image * D * build.points + (point - image * build.points);
     bool finite = true, in_range = true;
@@ -61,7 +61,7 @@ __global__ void locate_points_kernel(LatticeBuild build) {
       feature[d] = point < real ? from[d * build.points] : 0.0f;
       finite = finite && feature[d] * 0.0f == 0.0f;
     }
-    locate_simplex<kD, float>(feature, build.scale, D, cell, rank, delta);
+    locate_simplex<kD, float>(feature, build.scale, D, cell, rank, delta, elevated);
     constexpr float kLimit = kMaxKey;
 #pragma unroll
     for (int i = 0; i <= D; ++i) in_range = in_range && fabsf(cell[i]) * (D + 1) <= kLimit - (D + 1);
@@ -199,13 +199,13 @@ __global__ void count_entries_kernel(int64_t entries, int32_t* entry) {
 // From gradients to the weights, [entries], to those to the features: a thread a point.
 template <int kD>
 __global__ void weights_to_features_kernel(LatticeBuild build, const float* weight_grad, float* feature_grad) {
-  constexpr int kMost = kD > 0 ? kD : kMaxDimensions;
+  constexpr int kMost = kD > 0 ? kD : kMaxDeviceDimensions;
   const int D = kD > 0 ? kD : build.dimensions;
   for (int64_t point = first_item(); point < build.images * build.points; point += item_step()) {
-    float feature[kMost], cell[kMost + 1], rank[kMost + 1], delta[kMost + 1];
+    float feature[kMost], cell[kMost + 1], rank[kMost + 1], delta[kMost + 1], elevated[kMost + 1];
     const int64_t image = point / build.points, offset = image * D * build.points + (point - image * build.points);
     for (int d = 0; d < D; ++d) feature[d] = build.features[offset + d * build.points];
-    locate_simplex<kD, float>(feature, build.scale, D, cell, rank, delta);
+    locate_simplex<kD, float>(feature, build.scale, D, cell, rank, delta, elevated);
     weights_backward(weight_grad + point * (D + 1), rank, build.scale, D, delta, feature_grad + offset, build.points);
   }
 }

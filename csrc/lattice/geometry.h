@@ -17,7 +17,8 @@ namespace deeplab_fast {
 
 // Beyond this pydensecrf's 16-bit keys wrap around; we refuse instead.
 constexpr int kMaxKey = 32767;
-constexpr int kMaxDimensions = 64;
+constexpr int kMaxDimensions = kMaxKey / 4;  // with more, hardly a feature fits the range of keys
+constexpr int kMaxDeviceDimensions = 64;     // on a GPU, where a thread's arrays have a fixed size
 
 // Diagonal of the embedding E (p. 5), times the standard deviation of the blur in lattice units (p. 6).
 inline float embedding_scale(int axis, int dimensions) {
@@ -51,11 +52,12 @@ DEEPLAB_FAST_HD F is_at_least(F a, F b) {
 //   cell[D+1]   coordinates of the simplex's remainder-0 vertex, divided by D+1 (integers)
 //   rank[D+1]   place of each coordinate's difference in descending order: a permutation of 0..D (integers)
 //   delta[D+1]  difference of the point to that vertex, divided by D+1
+//   elevated[D+1]  scratch
 // D is a template argument where it is common, so that the loops unroll; 0 means `dimensions`.
 template <int kD, class F>
-DEEPLAB_FAST_HD void locate_simplex(const F* feature, const float* scale, int dimensions, F* cell, F* rank, F* delta) {
+DEEPLAB_FAST_HD void locate_simplex(const F* feature, const float* scale, int dimensions, F* cell, F* rank, F* delta,
+                                    F* elevated) {
   const int D = kD > 0 ? kD : dimensions;
-  F elevated[(kD > 0 ? kD : kMaxDimensions) + 1];
   F sum = F{};
   for (int j = D; j > 0; --j) {
     const F scaled = feature[j - 1] * scale[j - 1];

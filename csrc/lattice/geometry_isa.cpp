@@ -8,34 +8,49 @@ namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
 namespace {
 
-constexpr int kWidth = 8;
+constexpr int kWidth = SimplexBlock::kLocateLanes;
 using V = Vec<kWidth>::type;
 using I = Vec<kWidth>::mask;
+
+// The vectors of one point of each lane: on the stack, or for any number of dimensions in scratch memory.
+template <int kD>
+struct Simplices {
+  V feature[kD], cell[kD + 1], rank[kD + 1], delta[kD + 1], elevated[kD + 1];
+  Simplices(int, float*) {}
+};
+template <>
+struct Simplices<0> {
+  V *feature, *cell, *rank, *delta, *elevated;
+  Simplices(int D, float* scratch)
+      : feature(reinterpret_cast<V*>(scratch)),
+        cell(feature + D + 1),
+        rank(cell + D + 1),
+        delta(rank + D + 1),
+        elevated(delta + D + 1) {}
+};
 
 template <int kD>
 void locate_points(int dimensions, const float* features, int64_t stride, int64_t begin, int count, const float* scale,
                    SimplexBlock out) {
   const int D = kD > 0 ? kD : dimensions;
-  V feature[kD > 0 ? kD : kMaxDimensions];
-  V cell[(kD > 0 ? kD : kMaxDimensions) + 1], rank[(kD > 0 ? kD : kMaxDimensions) + 1];
-  V delta[(kD > 0 ? kD : kMaxDimensions) + 1];
+  Simplices<kD> lanes(D, out.scratch);
   for (int first = 0; first < count; first += kWidth) {
     for (int d = 0; d < D; ++d) {
       const float* from = features + d * stride + begin + first;
       if (first + kWidth <= count) {
-        feature[d] = load<kWidth>(from);
+        lanes.feature[d] = load<kWidth>(from);
       } else {
         float padded[kWidth] = {};
         for (int i = 0; first + i < count; ++i) padded[i] = from[i];
-        feature[d] = load<kWidth>(padded);
+        lanes.feature[d] = load<kWidth>(padded);
       }
     }
-    locate_simplex<kD, V>(feature, scale, D, cell, rank, delta);
+    locate_simplex<kD, V>(lanes.feature, scale, D, lanes.cell, lanes.rank, lanes.delta, lanes.elevated);
     for (int i = 0; i <= D; ++i) {
-      const I cells = __builtin_convertvector(cell[i], I), ranks = __builtin_convertvector(rank[i], I);
+      const I cells = __builtin_convertvector(lanes.cell[i], I), ranks = __builtin_convertvector(lanes.rank[i], I);
       __builtin_memcpy(out.cell + i * kPointBlock + first, &cells, sizeof(cells));
       __builtin_memcpy(out.rank + i * kPointBlock + first, &ranks, sizeof(ranks));
-      __builtin_memcpy(out.delta + i * kPointBlock + first, &delta[i], sizeof(delta[i]));
+      __builtin_memcpy(out.delta + i * kPointBlock + first, &lanes.delta[i], sizeof(lanes.delta[i]));
     }
   }
 }

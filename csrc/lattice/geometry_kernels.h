@@ -11,9 +11,19 @@ namespace deeplab_fast {
 constexpr int kPointBlock = VisitOrder::kTile;
 
 struct SimplexBlock {
-  int32_t* cell;  // [D+1][kPointBlock]
-  int32_t* rank;  // [D+1][kPointBlock]
-  float* delta;   // [D+1][kPointBlock]
+  int32_t* cell;   // [D+1][kPointBlock]
+  int32_t* rank;   // [D+1][kPointBlock]
+  float* delta;    // [D+1][kPointBlock]
+  float* scratch;  // [5 (D+1)][kLocateLanes], aligned to 64 bytes
+
+  static constexpr int kLocateLanes = 8;
+  // Floats for all four, in one aligned block.
+  static int64_t size(int D) { return int64_t{D + 1} * (3 * kPointBlock + 5 * kLocateLanes); }
+  static SimplexBlock in(float* memory, int D) {
+    const int64_t each = int64_t{D + 1} * kPointBlock;
+    auto* ints = reinterpret_cast<int32_t*>(memory);
+    return {ints, ints + each, memory + 2 * each, memory + 3 * each};
+  }
 };
 
 struct FeatureRange {

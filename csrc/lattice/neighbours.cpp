@@ -15,9 +15,23 @@ void find_next(const PackedKeys& packed, int64_t vertices, const Key<kWords>& st
   const auto* keys = reinterpret_cast<const Key<kWords>*>(packed.keys.data());
   int64_t other = 0;
   for (int64_t v = 0; v < vertices; ++v) {
-    const Key<kWords> wanted = keys[v] + step;
+    Key<kWords> wanted = keys[v];
+    wanted += step;
     while (other < vertices && keys[other] < wanted) ++other;
     next[v] = other < vertices && keys[other] == wanted ? static_cast<int32_t>(other) : kNone;
+  }
+}
+
+// The same for any number of words.
+void find_next(const PackedKeys& packed, int64_t vertices, const Key<0>& step, int32_t* next) {
+  const auto key = [&](int64_t v) { return packed.keys.data() + v * packed.words; };
+  Key<0> wanted = step;
+  int64_t other = 0;
+  for (int64_t v = 0; v < vertices; ++v) {
+    for (int w = 0; w < packed.words; ++w) wanted.word[w] = key(v)[w] + step.word[w];
+    const auto begin = wanted.word.begin(), end = wanted.word.end();
+    while (other < vertices && std::lexicographical_compare(key(other), key(other + 1), begin, end)) ++other;
+    next[v] = other < vertices && std::equal(begin, end, key(other)) ? static_cast<int32_t>(other) : kNone;
   }
 }
 
@@ -30,7 +44,7 @@ void find_next(const PackedKeys& packed, int64_t vertices, const FieldLayout& la
     case 4:
       return find_next<4>(packed, vertices, layout.step<4>(D, axis), next);
     default:
-      return find_next<24>(packed, vertices, layout.step<24>(D, axis), next);
+      return find_next(packed, vertices, layout.step<0>(D, axis), next);
   }
 }
 

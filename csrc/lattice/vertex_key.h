@@ -6,34 +6,38 @@
 // in memory as they lie in the image. Packing is linear, so stepping to a neighbour is one addition.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "lattice/geometry.h"
 
 namespace deeplab_fast {
 
+// kWords = 0: as many words as the layout needs, for very many dimensions.
 template <int kWords>
 struct Key {
-  uint64_t word[kWords];
+  std::conditional_t<kWords == 0, std::vector<uint64_t>, std::array<uint64_t, kWords>> word{};
 
   friend bool operator==(const Key& a, const Key& b) {
-    for (int w = 0; w < kWords; ++w)
+    for (size_t w = 0; w < a.word.size(); ++w)
       if (a.word[w] != b.word[w]) return false;
     return true;
   }
   friend bool operator<(const Key& a, const Key& b) {
-    for (int w = 0; w + 1 < kWords; ++w)
+    for (size_t w = 0; w + 1 < a.word.size(); ++w)
       if (a.word[w] != b.word[w]) return a.word[w] < b.word[w];
-    return a.word[kWords - 1] < b.word[kWords - 1];
+    return a.word.back() < b.word.back();
   }
-  friend Key operator+(Key a, const Key& b) {
-    for (int w = 0; w < kWords; ++w) a.word[w] += b.word[w];
-    return a;
+  Key& operator+=(const Key& other) {
+    for (size_t w = 0; w < word.size(); ++w) word[w] += other.word[w];
+    return *this;
   }
   uint64_t hash() const {
     uint64_t h = 0;
-    for (int w = 0; w < kWords; ++w) h = (h ^ word[w]) * 0x9E3779B97F4A7C15u;
+    for (size_t w = 0; w < word.size(); ++w) h = (h ^ word[w]) * 0x9E3779B97F4A7C15u;
     return h ^ h >> 32;
   }
 };
@@ -73,8 +77,14 @@ struct FieldLayout {
     key.word[word[field]] += static_cast<uint64_t>(value) << shift[field];
   }
   template <int kWords>
+  Key<kWords> zero() const {
+    Key<kWords> key;
+    if constexpr (kWords == 0) key.word.resize(words);
+    return key;
+  }
+  template <int kWords>
   Key<kWords> step(int D, int axis) const {
-    Key<kWords> key{};
+    Key<kWords> key = zero<kWords>();
     for (int f = 0; f < D; ++f) add(key, f, field_step(f, D, axis));
     return key;
   }

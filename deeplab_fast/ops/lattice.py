@@ -9,7 +9,6 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
-from deeplab_fast.ops.permutohedral_filter import KERNEL_DIMENSIONS
 from deeplab_fast.pydensecrf._backend import apply_num_threads
 
 
@@ -129,7 +128,7 @@ class _Filter(torch.autograd.Function):
 def _build(features: Tensor):
     """The lattice of features (D, P): a compiled one for what the compiled core takes, else the reference's."""
     compiled = _compiled() if features.device.type == "cpu" else None
-    if compiled is None or features.dtype == torch.float64 or len(features) > KERNEL_DIMENSIONS:
+    if compiled is None or features.dtype == torch.float64:
         return reference.build_lattice(features)
     apply_num_threads()
     return compiled.Lattice(features.float().contiguous().numpy())

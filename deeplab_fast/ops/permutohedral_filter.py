@@ -11,7 +11,7 @@ from deeplab_fast import reference
 from deeplab_fast._arguments import check_filter_arguments, lattice_dtype, sum_dtype
 from deeplab_fast.ops.define import OPS, compiled, define, in_format_of, kernels_loaded
 
-KERNEL_DIMENSIONS = 64  # compiled kernels take as many feature dimensions
+KERNEL_DIMENSIONS = 64  # kernels on a GPU take as many feature dimensions, those on a CPU any number
 
 
 def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def kernel_takes(maps: Tensor, features: Sequence[Tensor], *others: Tensor | Non
     return (
         kernels_loaded(kind)
         and all(tensor.dtype.itemsize <= 4 and tensor.device.type == kind for tensor in tensors)
-        and all(image_features.shape[1] <= KERNEL_DIMENSIONS for image_features in features)
+        and (kind == "cpu" or all(image_features.shape[1] <= KERNEL_DIMENSIONS for image_features in features))
     )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import operator
 import os
 import sys
 import warnings
-from pathlib import Path
 from types import ModuleType
+
+from deeplab_fast import _limits
 
 MAX_POINTS = 2**31 - 1  # point and vertex numbers are 32-bit
 _requested_threads: int | None = None
@@ -31,11 +30,16 @@ def core() -> ModuleType:
         from . import _fallback
 
         return _fallback
+    _densecrf.set_most_kept(_limits.most_kept())
     return _densecrf
 
 
 def set_num_threads(count: int | None) -> None:
-    """Threads for all dense CRFs of this process; None returns to the other rules of `get_num_threads`."""
+    """Threads for all dense CRFs of this process; None returns to the other rules of `get_num_threads`.
+
+    More than there are processors for this process are not used. Raises TypeError for what is no integer, ValueError
+    below 1.
+    """
     global _requested_threads
     if count is not None:
         count = operator.index(count)
@@ -45,11 +49,16 @@ def set_num_threads(count: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """Threads that the next computation uses.
+    """Threads that the next computation uses, at most; where the system refuses to start one, it does with fewer.
 
-    The first that applies: `set_num_threads`; torch's own number, where torch has been imported; the
-    environment variable OMP_NUM_THREADS; the processors this process may use.
+    The first that applies: `set_num_threads`; torch's own number, where torch has been imported; the environment
+    variable OMP_NUM_THREADS. Never more than the processors this process may use, by its affinity and by the quota of
+    its control groups (a container's limit), which is also the number where nothing applies.
     """
+    return min(_wanted_threads(), _limits.processors())
+
+
+def _wanted_threads() -> int:
     if _requested_threads is not None:
         return _requested_threads
     # Another Python thread may be half way through importing torch, hence the second getattr.
@@ -58,9 +67,7 @@ def get_num_threads() -> int:
         return torch_threads()
     # OpenMP allows a list, one number a nesting level; only the first concerns us.
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else sys.maxsize
 
 
 def apply_num_threads() -> None:
@@ -68,20 +75,15 @@ def apply_num_threads() -> None:
 
 
 def release_memory() -> None:
-    """Give the memory kept for the next call (a gigabyte at most) back to the system."""
+    """Give the memory kept for the next call back to the system: the drop-in's and, where they are in use, the ops'.
+
+    Each keeps at most a gigabyte, or a sixteenth of what this process may have (the machine's memory, or the limit of
+    its control groups).
+    """
     core().release_memory()
-
-
-@functools.cache
-def memory_limit() -> float:
-    """Bytes this process can have at most (physical memory, container's limit); infinity when unknown."""
-    limit = math.inf
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such function or name on this system
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            limit = min(limit, int(Path(path).read_text()))
-    return limit
+    native = sys.modules.get("deeplab_fast._native")
+    if native is not None:
+        native.release_memory()
 
 
 def check_size(points: int, labels: int, dimensions: list[int]) -> None:
@@ -93,8 +95,8 @@ def check_size(points: int, labels: int, dimensions: list[int]) -> None:
     needed = 8 * points * labels + sum(8 * points * (d + 1) for d in dimensions)
     if points > MAX_POINTS:
         reason = f"at most {MAX_POINTS:,} points are possible"
-    elif needed > memory_limit():
-        have = memory_limit()
+    elif needed > _limits.memory():
+        have = _limits.memory()
         reason = f"that needs at least {needed / 1e9:,.0f} GB of memory, and {have / 1e9:,.0f} GB are here"
     else:
         return

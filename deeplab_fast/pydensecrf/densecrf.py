@@ -6,14 +6,15 @@ the GIL and uses several threads (`deeplab_fast.pydensecrf.get_num_threads`). Ob
 another, and each may be used from several Python threads: calls to one object wait for each other.
 
 More lenient than the original: arrays of any real dtype and any strides are accepted and converted, a float64
-`compat` too, and the classes can be subclassed. Where the original crashes or reads outside its arrays,
-ValueError or TypeError.
+`compat` too, and the classes can be subclassed. As there, sizes and counts may be floats, whose fraction is cut off.
+Where the original crashes or reads outside its arrays, ValueError or TypeError; so too for negative sigmas and counts.
 """
 
 from __future__ import annotations
 
 import operator
 import threading
+import warnings
 from enum import IntEnum
 from numbers import Number, Real
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import eigen as eigen
 from ._backend import apply_num_threads, check_size, core
 
 __all__ = [
@@ -66,6 +68,8 @@ CONST_KERNEL = KernelType.CONST_KERNEL
 DIAG_KERNEL = KernelType.DIAG_KERNEL
 FULL_KERNEL = KernelType.FULL_KERNEL
 
+MOST = 2**31 - 1  # of labels and iterations
+
 # Stands for an infinite energy, which forbids a label: the softmax is the same, and 0·energy is 0 in the KL.
 FORBIDDEN = np.float32(1e30)
 
@@ -107,6 +111,8 @@ class DenseCRF:
     def __init__(self, nvar: int, nlabels: int):
         self._nvar = _positive("nvar", nvar)
         self._nlabel = _positive("nlabels", nlabels)
+        if self._nlabel > MOST:
+            raise ValueError(f"nlabels must be at most {MOST}, got {self._nlabel}")
         check_size(self._nvar, self._nlabel, [1])  # no model without a lattice is of use
         self._dimensions: list[int] = []  # of the lattices
         self._lock = threading.RLock()
@@ -159,9 +165,9 @@ class DenseCRF:
 
     def inference(self, niter: int) -> np.ndarray:
         """Q after `niter` iterations from softmax(-unary): (labels, points) float32, memory pixel-major."""
-        niter = operator.index(niter)
-        if niter < 0:
-            raise ValueError(f"niter must not be negative, got {niter}")
+        niter = _integer("niter", niter)
+        if not 0 <= niter <= MOST:
+            raise ValueError(f"niter must be in 0..{MOST}, got {niter}")
         return self._run("inference", niter).T
 
     def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -270,6 +276,8 @@ class DenseCRF2D(DenseCRF):
         """
         sigmas = (*_sigmas("sxy", sxy, 2), *_sigmas("srgb", srgb, 3))
         image = _array("rgbim", rgbim)
+        if image.dtype == np.bool_:
+            image = image.view(np.uint8)
         if image.dtype != np.uint8:
             raise ValueError(f"rgbim must be uint8 with values 0..255, got {image.dtype}")
         if image.shape != (self._h, self._w, 3):
@@ -281,11 +289,18 @@ class DenseCRF2D(DenseCRF):
         )  # fmt: skip
 
 
-def _positive(name: str, value: int) -> int:
+def _integer(name: str, value: Any) -> int:
+    """`value` as C makes an int of it: the fraction of a float is cut off."""
     try:
-        value = operator.index(value)
+        return int(value) if hasattr(value, "__int__") and not isinstance(value, str) else operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    except (ValueError, OverflowError):  # NaN or infinite
+        raise ValueError(f"{name} must be an integer, got {value}") from None
+
+
+def _positive(name: str, value: Any) -> int:
+    value = _integer(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return value
@@ -297,10 +312,10 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _enum(name: str, value: int, kind: type[IntEnum]) -> IntEnum:
+def _enum(name: str, value: Any, kind: type[IntEnum]) -> IntEnum:
     try:
-        return kind(value)
-    except ValueError:
+        return kind(_integer(name, value))
+    except (TypeError, ValueError):
         choices = ", ".join(f"{member.name} ({member.value})" for member in kind)
         raise ValueError(f"{name} must be one of {choices}, got {value!r}") from None
 
@@ -368,10 +383,16 @@ def _compat(compat: Any, labels: int) -> np.ndarray:
 
 
 def _sigmas(name: str, value: Any, count: int) -> list[float]:
-    """`count` standard deviations from a number or a sequence; the core gets them as float32."""
+    """`count` standard deviations from a number or a sequence; the core gets them as float32.
+
+    Of a longer sequence the first ones count, as in the original, which does not look at the others.
+    """
     if isinstance(value, str) or not (isinstance(value, Number) or hasattr(value, "__len__")):
         raise TypeError(f"{name} must be a number or a sequence of {count}, got {type(value).__name__}")
     array = _array(name, value)
+    if array.ndim == 1 and len(array) > count:
+        warnings.warn(f"{name} has {len(array)} values, only the first {count} count", RuntimeWarning, stacklevel=3)
+        array = array[:count]
     if array.shape not in ((), (count,)):
         raise ValueError(f"{name} must be a number or a sequence of {count}, got shape {array.shape}")
     sigmas = np.broadcast_to(_float32(array).reshape(array.shape), (count,))

@@ -104,7 +104,7 @@ def create_pairwise_bilateral(
     img = np.asarray(img)
     if img.dtype.kind not in "biuf":
         raise TypeError(f"img must hold real numbers, got {img.dtype}")
-    if not -1 <= chdim < img.ndim:
+    if chdim != -1 and not -img.ndim <= chdim < img.ndim:
         raise ValueError(f"chdim must be -1 (no channels) or an axis of img, whose shape is {img.shape}; got {chdim}")
     channels = img[np.newaxis] if chdim == -1 else np.moveaxis(img, chdim, 0)
     channels = channels.astype(np.float32)
