@@ -24,7 +24,7 @@ _LAZY = {
     "unpatch": "patching",
 }
 _MODULES = (
-    *("config", "crf", "data", "evaluation", "from_config", "lattice", "models", "nn", "ops", "patching", "pictures"),
+    *("config", "crf", "data", "evaluation", "lattice", "models", "nn", "ops", "patching", "pictures"),
     *("pydensecrf", "reference", "training"),
 )
 

@@ -14,7 +14,8 @@ from command import HEIGHT, WIDTH, files, labels_of, make_scene, run, succeeds
 from PIL import Image
 from typer.testing import CliRunner
 
-from deeplab_fast import cli, crf, pictures
+from deeplab_fast import crf, pictures
+from deeplab_fast.commands import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,7 +191,7 @@ def test_unicode_and_spaces_in_paths(folder):
     for name in ("photo.png", "logits.npy"):
         (folder / name).rename(away / f"ä {name}")
     words = ["crf", away / "ä photo.png", away / "ä logits.npy", "-o", away / "ö [red].png", "--overlay"]
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    result = CliRunner().invoke(app.app, [str(word) for word in words])
     succeeds(result)
     assert files(away) == sorted(["ä photo.png", "ä logits.npy", "ö [red].png", "ö [red]-overlay.png"])
     assert "ö [red].png" in result.stdout
@@ -247,7 +248,7 @@ def test_output_that_cannot_show_every_character(folder):
 @pytest.mark.parametrize("arguments", [["--help"], ["crf", "--help"], ["--version"]])
 def test_help_answers_without_torch_and_numpy(arguments):
     code = (
-        "import sys\nfrom deeplab_fast.cli import app\n"
+        "import sys\nfrom deeplab_fast.commands.app import app\n"
         f"try: app({arguments!r})\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'numpy', 'PIL', 'scipy'} & set(sys.modules)\n"
@@ -260,7 +261,7 @@ def test_help_answers_without_torch_and_numpy(arguments):
 
 def test_crf_runs_without_torch(folder):
     words = ["crf", str(folder / "photo.png"), str(folder / "logits.npy"), "-o", str(folder / "out.png")]
-    code = f"import sys; sys.modules['torch'] = None\nfrom deeplab_fast.cli import app\napp({words!r})"
+    code = f"import sys; sys.modules['torch'] = None\nfrom deeplab_fast.commands.app import app\napp({words!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (folder / "out.png").exists()
@@ -270,8 +271,8 @@ def test_crf_runs_without_torch(folder):
 
 
 def test_bench_without_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "deeplab_fast" / "cli.py"))
-    result = CliRunner().invoke(cli.app, ["bench"])
+    monkeypatch.setattr(app, "__file__", str(tmp_path / "deeplab_fast" / "commands" / "app.py"))
+    result = CliRunner().invoke(app.app, ["bench"])
     assert result.exit_code == 1
     assert "source checkout" in result.stderr
     assert "make bench" in result.stderr
@@ -279,9 +280,9 @@ def test_bench_without_a_checkout(monkeypatch, tmp_path):
 
 def test_bench_runs_the_checkout(monkeypatch):
     calls = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
+    monkeypatch.setattr(app.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
     # Tests may run against an installed package, which has no bench to run.
     (ROOT / "bench").is_dir() or pytest.skip("no source checkout")
-    assert CliRunner().invoke(cli.app, ["bench", "-k", "deeplab"]).exit_code == 0
+    assert CliRunner().invoke(app.app, ["bench", "-k", "deeplab"]).exit_code == 0
     assert calls[0][0][-2:] == ["-k", "deeplab"]
     assert calls[0][1] == ROOT

@@ -11,7 +11,8 @@ from command import HEIGHT, WIDTH, fails, files, make_scene, run
 from PIL import Image
 from typer.testing import CliRunner
 
-from deeplab_fast import cli, crf, pictures
+from deeplab_fast import crf, pictures
+from deeplab_fast.commands import app
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_wrong_options_for_labels(folder):
 def test_wrong_destination(folder, out):
     before = (folder / "photo.png").read_bytes()
     words = ["crf", str(folder / "photo.png"), str(folder / "logits.npy"), "-o", str(folder / out)]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(app.app, words)
     assert result.exit_code == 2
     assert "--out must end in .png" in result.stderr or "would be overwritten" in result.stderr
     assert (folder / "photo.png").read_bytes() == before

@@ -313,7 +313,7 @@ def python(code):
 def test_missing_torch(folder):
     words = [["predict", "x.jpg", "-w", "x.pth", "-o", "out"], ["convert", "x.pth", "-o", f"{folder}/new.pth"]]
     code = (
-        "import sys; sys.modules['torch'] = None\nfrom deeplab_fast.cli import app\n"
+        "import sys; sys.modules['torch'] = None\nfrom deeplab_fast.commands.app import app\n"
         f"for words in {words!r}:\n"
         "    try: app(words)\n"
         "    except SystemExit as end: assert end.code == 1\n"
@@ -327,7 +327,7 @@ def test_missing_torch(folder):
 
 def test_help_answers_without_the_packages():
     code = (
-        "import sys\nfrom deeplab_fast.cli import app\n"
+        "import sys\nfrom deeplab_fast.commands.app import app\n"
         f"for words in [[], *([name] for name in {COMMANDS!r})]:\n"
         "    try: app([*words, '--help'])\n"
         "    except SystemExit as end: assert not end.code\n"

@@ -13,9 +13,8 @@ from fake_segmentation import Colours, FakeDataset
 from rich.console import Console
 
 from deeplab_fast.crf import CRFParameters
-from deeplab_fast.evaluation import Predictor
+from deeplab_fast.evaluation import Predictor, evaluate
 from deeplab_fast.evaluation.crf_search import combinations, search, table, write_table
-from deeplab_fast.evaluation.evaluate import evaluate
 from deeplab_fast.nn import DenseCRF
 from deeplab_fast.scores import probabilities_from_scores
 

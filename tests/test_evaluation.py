@@ -14,10 +14,8 @@ from PIL import Image
 from torch import nn
 
 from deeplab_fast import pictures
-from deeplab_fast.evaluation import Predictor, collect_images
+from deeplab_fast.evaluation import Predictor, collect_images, evaluate, predict
 from deeplab_fast.evaluation.batching import same_key
-from deeplab_fast.evaluation.evaluate import evaluate
-from deeplab_fast.evaluation.predict import predict
 from deeplab_fast.evaluation.predictor import NotFiniteError
 
 

@@ -213,14 +213,15 @@ def test_a_new_file_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, mo
 
 COMMAND = """
 import sys, time
-from deeplab_fast import cli, crf
+from deeplab_fast import crf
+from deeplab_fast.commands import app
 
 def slow(*_):
     from deeplab_fast.files import atomic_write
     atomic_write(sys.argv[-1], lambda file: (print("writing", flush=True), time.sleep(100)))
 
 crf.build = slow
-cli.main()
+app.main()
 """
 
 

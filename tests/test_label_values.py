@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deeplab_fast.label_values import LabelValues
 from deeplab_fast.pictures import IGNORED
+from deeplab_fast.pictures.label_values import LabelValues
 
 
 def test_a_mask_of_0_and_255_is_two_classes():

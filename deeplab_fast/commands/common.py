@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from deeplab_fast.config import Config
-    from deeplab_fast.from_config import Weights
+    from deeplab_fast.config.build import Weights
 
 # Packages of the extra `train`, by the modules that are imported from them.
 TRAIN_PACKAGES = {
@@ -123,7 +123,7 @@ def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
 
 def chosen_device(option: str | None, entry: str) -> torch.device:
     """The device that `--device` names, or else the configuration."""
-    from deeplab_fast.from_config import device_of
+    from deeplab_fast.config.build import device_of
 
     if option is None:
         return device_of(entry)
@@ -146,11 +146,11 @@ def weights_advice(**advice: str) -> Iterator[None]:
 
 def network_of(weights: Path, config: Config | None, key: str | None) -> Weights:
     """The network of a file of weights, which has to fit the configuration; remarks on it are shown."""
-    from deeplab_fast import from_config
+    from deeplab_fast.config.build import read_weights
 
     other = "--config should be that of their training; to train them for another, set its model.weights"
     with weights_advice(classifier=other, accept_stride=other):
-        loaded = from_config.read_weights(weights, config, key=key)
+        loaded = read_weights(weights, config, key=key)
     for text in loaded.notes if is_first_process() else ():
         note(text)
     return loaded

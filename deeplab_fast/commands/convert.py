@@ -39,7 +39,7 @@ def convert_command(
         import torch
 
         from deeplab_fast import files, models
-        from deeplab_fast.from_config import class_count
+        from deeplab_fast.config.build import class_count
 
         if model not in models.NAMES:
             raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")

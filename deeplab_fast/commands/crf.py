@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deeplab_fast.crf import CRFParameters
-    from deeplab_fast.inputs import CRFInput
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.crf.inputs import CRFInput
+    from deeplab_fast.pictures.label_values import LabelValues
 
 DEFAULT_GT_PROB = 0.7
 CRF = "CRF parameters"  # heading of options in --help
@@ -181,7 +181,8 @@ def _read_input(
     of_labels: LabelOptions,
 ) -> CRFInput:
     """Read scores or labels, whichever the file holds; whole numbers in one channel are labels."""
-    from deeplab_fast import inputs, pictures, scores
+    from deeplab_fast import pictures, scores
+    from deeplab_fast.crf import inputs
 
     if path.suffix.lower() in scores.ARRAY_ENDINGS:
         array = scores.read_array(path, key)
@@ -250,7 +251,8 @@ def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float
     from rich.table import Table
     from rich.text import Text
 
-    from deeplab_fast import inputs, pictures, pydensecrf
+    from deeplab_fast import pictures, pydensecrf
+    from deeplab_fast.crf import inputs
 
     palette = pictures.voc_palette()
     table = Table("class", box=None, pad_edge=False)

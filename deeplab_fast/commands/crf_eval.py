@@ -57,14 +57,15 @@ def crf_eval_command(
         read = configuration(config, set)
         from rich.console import Console
 
-        from deeplab_fast import files, from_config
+        from deeplab_fast import files
+        from deeplab_fast.config import build
         from deeplab_fast.evaluation import crf_search
 
         path = out or read.output / "crf-eval.csv"
-        params = from_config.crf_parameters(read.crf)
+        params = build.crf_parameters(read.crf)
         grid = {name: grid.get(name, [getattr(params, name)]) for name in given}
-        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
-        inputs = from_config.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
+        dataset = build.make_dataset(read.data, read.data.val if split is None else split)
+        inputs = build.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
         files.check_destination(path, inputs, new_folder=True)
         chosen = chosen_device(device, read.device)
         with progress_bar("CRFs") as progress:

@@ -57,13 +57,14 @@ def evaluate_command(
         read = configuration(config, set)
         import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
 
-        from deeplab_fast import evaluation, files, from_config
+        from deeplab_fast import evaluation, files
+        from deeplab_fast.config import build
         from deeplab_fast.training.processes import processes
 
         chosen = chosen_device(device, read.device)
-        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
+        dataset = build.make_dataset(read.data, read.data.val if split is None else split)
         weights = weights or trained(read)
-        inputs = from_config.inputs_of(read, [dataset], config, weights)
+        inputs = build.inputs_of(read, [dataset], config, weights)
         for folder in filter(None, (save_png, save_logits)):
             files.check_folder(folder, inputs)  # each file in them is checked before it starts
         for name in (PLAIN, *[WITH_CRF] * crf):
@@ -73,8 +74,8 @@ def evaluate_command(
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:
-            predictor = from_config.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
-            result = evaluation.evaluate.evaluate(
+            predictor = build.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
+            result = evaluation.evaluate(
                 predictor,
                 dataset,
                 batch_size=read.evaluation.batch_size,

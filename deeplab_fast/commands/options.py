@@ -9,7 +9,7 @@ import typer
 from deeplab_fast.commands.common import WrongUse
 
 if TYPE_CHECKING:
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
 
 # Headings of the options in --help.
 SCORES, LABELS = "Scores", "Labels"
@@ -58,7 +58,7 @@ def parsed_values(text: str | None) -> LabelValues | None:
     """What --values says."""
     if text is None:
         return None
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
 
     try:
         return LabelValues.parse(text)

@@ -42,15 +42,16 @@ def predict_command(
 ) -> None:
     """Label photos: for each a palette PNG, and if wanted an overlay."""
     with reported("predict", debug), warnings_as_notes():
-        from deeplab_fast import evaluation, from_config
+        from deeplab_fast import evaluation
+        from deeplab_fast.config import build
 
         paths = evaluation.collect_images(images)
         read = None if config is None else configuration(config, None)
         loaded = network_of(weights, read, key)
         chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
-        predictor = from_config.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
+        predictor = build.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
         with progress_bar("prediction") as progress:
-            result = evaluation.predict.predict(
+            result = evaluation.predict(
                 predictor,
                 paths,
                 out,

@@ -12,8 +12,8 @@ import numpy as np
 from deeplab_fast.data._checks import checked_count, checked_folder
 from deeplab_fast.data.problems import class_numbers, outside
 from deeplab_fast.data.sample import Entry, FileDataset, checked_classes
-from deeplab_fast.label_values import LabelValues
 from deeplab_fast.pictures import IGNORED, read_labels
+from deeplab_fast.pictures.label_values import LabelValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
+from deeplab_fast.config.build import DTYPES, device_of, inputs_of, make_dataset, make_model
 from deeplab_fast.data.reading import processors
 from deeplab_fast.files import check_destination, remove_abandoned
-from deeplab_fast.from_config import DTYPES, device_of, inputs_of, make_dataset, make_model
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
 from deeplab_fast.training.first_look import look_at_training, look_at_validation
@@ -361,7 +361,7 @@ class Trainer:
                     raise InterruptedError("a signal came")
 
             try:
-                return evaluation.evaluate.evaluate(
+                return evaluation.evaluate(
                     predictor,
                     self.validation,
                     batch_size=self.config.evaluation.batch_size,

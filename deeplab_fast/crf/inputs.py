@@ -13,7 +13,7 @@ from deeplab_fast import crf, pictures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
     from deeplab_fast.scores import ScoreMap
 
 MOST_CLASSES = 256  # as many as a palette picture holds

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.pictures import IGNORED
+from deeplab_fast.pictures.drawing import IGNORED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,9 +15,9 @@ from deeplab_fast import data, files, models
 from deeplab_fast.config import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig, parse_config
 from deeplab_fast.crf import CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor
-from deeplab_fast.label_values import IGNORE
 from deeplab_fast.models import weight_names
 from deeplab_fast.nn import DenseCRF
+from deeplab_fast.pictures.label_values import IGNORE
 
 
 def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:

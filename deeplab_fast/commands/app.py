@@ -63,7 +63,7 @@ def doctor(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run the benchmarks of a source checkout; further arguments go to them."""
-    folder = Path(__file__).resolve().parents[1] / "bench"
+    folder = Path(__file__).resolve().parents[2] / "bench"
     if not (folder.is_dir() and (folder.parent / "CMakeLists.txt").is_file()):
         typer.echo(
             "deeplab-fast bench: the benchmarks are in the source checkout, not in the installed package: "
