@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deeplab_fast import crf, pictures
-from deeplab_fast.commands import app
+from deeplab_fast.commands import app, bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -271,7 +271,7 @@ def test_crf_runs_without_torch(folder):
 
 
 def test_bench_without_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(app, "__file__", str(tmp_path / "deeplab_fast" / "commands" / "app.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "deeplab_fast" / "commands" / "bench.py"))
     result = CliRunner().invoke(app.app, ["bench"])
     assert result.exit_code == 1
     assert "source checkout" in result.stderr
@@ -280,7 +280,7 @@ def test_bench_without_a_checkout(monkeypatch, tmp_path):
 
 def test_bench_runs_the_checkout(monkeypatch):
     calls = []
-    monkeypatch.setattr(app.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
+    monkeypatch.setattr(bench.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
     # Tests may run against an installed package, which has no bench to run.
     (ROOT / "bench").is_dir() or pytest.skip("no source checkout")
     assert CliRunner().invoke(app.app, ["bench", "-k", "deeplab"]).exit_code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deeplab_fast.config import Config, DataConfig, build, parse_config, read_config
+from deeplab_fast.config import Config, DataConfig, build, device, parse_config, read_config
 from deeplab_fast.crf import PRESETS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -149,18 +149,18 @@ def test_wrong_overrides(tmp_path, override, said):
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert build.device_of("auto") == torch.device("cpu")
+    assert device.device_of("auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="device: is 'cuda', but torch finds no GPU"):
-        build.device_of("cuda")
+        device.device_of("cuda")
     with pytest.raises(ValueError, match="device: is 'graphics'"):
-        build.device_of("graphics")
+        device.device_of("graphics")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert build.device_of("auto") == torch.device("cuda:0")
+    assert device.device_of("auto") == torch.device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert build.device_of("auto") == build.device_of("cuda") == torch.device("cuda:3")
-    assert build.device_of("cuda:1") == torch.device("cuda:1")
+    assert device.device_of("auto") == device.device_of("cuda") == torch.device("cuda:3")
+    assert device.device_of("cuda:1") == torch.device("cuda:1")
 
 
 def test_shapes_are_written_once(tmp_path):

@@ -11,7 +11,8 @@ import torch
 from small_trainings import environment, first_weights, logged, make_with_dropout, python, small_config, write_set
 
 from deeplab_fast import evaluation
-from deeplab_fast.config.build import make_dataset, read_weights
+from deeplab_fast.config.build import make_dataset
+from deeplab_fast.config.weights import read_weights
 from deeplab_fast.training import checkpoints, train
 
 TRAIN = """

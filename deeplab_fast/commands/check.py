@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, configuration, note, progress_bar, reported, warnings_as_notes
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.common import configuration, note, progress_bar, reported, warnings_as_notes
+from deeplab_fast.commands.options import Config, Debug, Set
 
 if TYPE_CHECKING:
     from deeplab_fast.config import DataConfig

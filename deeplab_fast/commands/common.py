@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from deeplab_fast.config import Config
-    from deeplab_fast.config.build import Weights
+    from deeplab_fast.config.weights import Weights
 
 # Packages of the extra `train`, by the modules that are imported from them.
 TRAIN_PACKAGES = {
@@ -32,9 +32,6 @@ TRAIN_PACKAGES = {
     "google": "protobuf",
     "google.protobuf": "protobuf",
 }
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Key = Annotated[str | None, typer.Option(help="Which weights, where the file holds several: ema or student, say.")]
 
 
 class WrongUse(Exception):
@@ -123,7 +120,7 @@ def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
 
 def chosen_device(option: str | None, entry: str) -> torch.device:
     """The device that `--device` names, or else the configuration."""
-    from deeplab_fast.config.build import device_of
+    from deeplab_fast.config.device import device_of
 
     if option is None:
         return device_of(entry)
@@ -146,7 +143,7 @@ def weights_advice(**advice: str) -> Iterator[None]:
 
 def network_of(weights: Path, config: Config | None, key: str | None) -> Weights:
     """The network of a file of weights, which has to fit the configuration; remarks on it are shown."""
-    from deeplab_fast.config.build import read_weights
+    from deeplab_fast.config.weights import read_weights
 
     other = "--config should be that of their training; to train them for another, set its model.weights"
     with weights_advice(classifier=other, accept_stride=other):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from deeplab_fast.commands.common import Debug, WrongUse, note, reported, spinner, warnings_as_notes
-from deeplab_fast.commands.options import LABELS, Key, Kind, Layout, Values, check_scores_options, parsed_values
+from deeplab_fast.commands.common import WrongUse, note, reported, spinner, warnings_as_notes
+from deeplab_fast.commands.options import LABELS, Debug, Key, Kind, Layout, Values, check_scores_options, parsed_values
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:

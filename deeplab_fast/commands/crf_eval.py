@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
     WrongUse,
     chosen_device,
     configuration,
@@ -16,9 +15,17 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.evaluate import Device
-from deeplab_fast.commands.options import Key, Kind, Layout, SkipMissing, check_scores_options
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.options import (
+    Config,
+    Debug,
+    Device,
+    Key,
+    Kind,
+    Layout,
+    Set,
+    SkipMissing,
+    check_scores_options,
+)
 
 Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
-    Key,
     WrongUse,
     chosen_device,
     configuration,
@@ -19,7 +17,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.options import Config, Crf, Debug, Device, Set, Tile, WeightsKey
 
 if TYPE_CHECKING:
     from deeplab_fast.config import Config as Entries
@@ -31,15 +29,12 @@ WeightsFile = Annotated[
     Path | None,
     typer.Option("--weights", "-w", help="Checkpoint or published weights (default: best.pth, or last.pth)."),
 ]
-Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
-Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 
 
 def evaluate_command(
     config: Config,
     weights: WeightsFile = None,
-    key: Key = None,
+    key: WeightsKey = None,
     crf: Crf = False,
     set: Set = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate (default: data.val).")] = None,

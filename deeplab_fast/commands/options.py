@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
 # Headings of the options in --help.
 SCORES, LABELS = "Scores", "Labels"
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Config = Annotated[
+    Path, typer.Option("--config", "-c", help="Configuration, a YAML file; see configs/.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace an entry, as in training.lr=0.001; may be given more than once."),
+]
+WeightsKey = Annotated[
+    str | None, typer.Option("--key", help="Which weights, where the file holds several: ema or student, say.")
+]
+Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
+Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 Kind = Annotated[
     str,
     typer.Option(

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
-    Key,
     chosen_device,
     configuration,
     network_of,
@@ -17,7 +15,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.evaluate import Crf, Device, Tile
+from deeplab_fast.commands.options import Crf, Debug, Device, Tile, WeightsKey
 
 
 def predict_command(
@@ -29,7 +27,7 @@ def predict_command(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Configuration (default: the checkpoint's).")
     ] = None,
-    key: Key = None,
+    key: WeightsKey = None,
     crf: Crf = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write photo, labels and both together.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos of equal shape to predict at once.")] = 1,

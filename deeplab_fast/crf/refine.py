@@ -1,113 +1,20 @@
-"""The dense CRF on numpy arrays, without torch: photo and class probabilities in, refined probabilities out.
-
-The model is that of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials" (NIPS 2011): a bilateral (appearance) and a spatial (smoothness) kernel, equation 3, and
-mean-field inference, algorithm 1. Presets are parameter sets that well-known segmentation projects publish.
-"""
+"""One image through the dense CRF."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_kind
+from deeplab_fast.crf.parameters import CRFParameters, parameters
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "PRESETS",
-    "BuiltCRF",
-    "CRFParameters",
-    "build",
-    "densecrf",
-    "parameters",
-    "probabilities_from_labels",
-    "probabilities_from_scores",
-    "resize_scores",
-    "score_kind",
-]
-
 # A label without any support still gets this probability, so that its energy -log(p) stays finite.
 CLIP = 1e-5
-
-
-@dataclass(frozen=True)
-class CRFParameters:
-    """Parameters of the two kernels and the number of mean-field iterations.
-
-    Attributes:
-        pos_w: weight of the spatial (smoothness) kernel.
-        pos_xy_std: its standard deviation, pixels.
-        bi_w: weight of the bilateral (appearance) kernel.
-        bi_xy_std: its standard deviation in position, pixels.
-        bi_rgb_std: its standard deviation in colour, grey levels of 0..255; a number, or one for each channel, which
-            are kept as a tuple.
-        iterations: mean-field iterations; 0 returns the probabilities given.
-
-    Raises:
-        TypeError: if ``iterations`` is no whole number, or a standard deviation is no number.
-        ValueError: if a standard deviation is not positive, or anything is not finite.
-    """
-
-    pos_w: float = 3.0
-    pos_xy_std: float = 1.0
-    bi_w: float = 4.0
-    bi_xy_std: float = 67.0
-    bi_rgb_std: float | tuple[float, ...] = 3.0
-    iterations: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("pos_w", "bi_w"):
-            value = getattr(self, name)
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, was {value}")
-        object.__setattr__(self, "bi_rgb_std", deviations("bi_rgb_std", self.bi_rgb_std))
-        for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if not (math.isfinite(number) and number > 0):
-                    raise ValueError(f"{name} must be a positive number, was {number}")
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, (int, np.integer)):
-            raise TypeError(f"iterations must be a whole number, was {self.iterations!r}")
-        if self.iterations < 0:
-            raise ValueError(f"iterations must not be negative, was {self.iterations}")
-
-
-def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float, ...]:
-    """Standard deviations of an image's channels: one for all as it is, one for each as a tuple of floats.
-
-    Raises:
-        TypeError: if it is neither.
-    """
-    try:
-        numbers = (float(value),) if np.ndim(value) == 0 else tuple(float(number) for number in value)
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers or isinstance(value, str):
-        raise TypeError(f"{name} must be a number or one for each channel, was {value!r}")
-    return value if np.ndim(value) == 0 else numbers
-
-
-PRESETS: dict[str, CRFParameters] = {
-    "deeplab": CRFParameters(pos_w=3, pos_xy_std=1, bi_w=4, bi_xy_std=67, bi_rgb_std=3),
-    "irn": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=10, bi_xy_std=50, bi_rgb_std=5),
-    "psa": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=10, bi_xy_std=80, bi_rgb_std=13),
-    "afa": CRFParameters(pos_w=3, pos_xy_std=3, bi_w=4, bi_xy_std=64, bi_rgb_std=5),
-}
-
-
-def parameters(preset: str | CRFParameters = "deeplab", **overrides: Any) -> CRFParameters:
-    """A preset by name, with some of its parameters replaced; an override of ``None`` is left out."""
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, was {preset!r}")
-        preset = PRESETS[preset]
-    return replace(preset, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:

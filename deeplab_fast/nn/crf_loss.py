@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
-from deeplab_fast.crf import deviations
+from deeplab_fast.crf.parameters import deviations
 from deeplab_fast.nn.crf_inputs import (
     bilateral_features,
     check_channels,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.pictures.drawing import IGNORED
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IGNORE = "ignore"
+# The label value that PASCAL VOC, and most after it, use for "not labelled".
+IGNORED = 255
+IGNORE = "ignore"  # what stands for it in --values and configurations
 MOST_COUNTED = 1 << 16  # values of 16 bits are found by counting, others by sorting
 
 

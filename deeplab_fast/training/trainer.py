@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
-from deeplab_fast.config.build import DTYPES, device_of, inputs_of, make_dataset, make_model
+from deeplab_fast.config.build import inputs_of, make_dataset, make_model
+from deeplab_fast.config.device import DTYPES, device_of
 from deeplab_fast.data.reading import processors
 from deeplab_fast.files import check_destination, remove_abandoned
 from deeplab_fast.training import checkpoints
