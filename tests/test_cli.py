@@ -165,9 +165,9 @@ def test_threads(folder):
         (["photo.png", "logits.npy", "-o", "out.png", "--overlay"], "out-overlay.png"),
         (["photo.png", "logits.npy", "--overlay", "-o", "out.png"], "out-overlay.png"),
         (["--overlay", "photo.png", "logits.npy", "-o", "out.png"], "out-overlay.png"),
-        (["photo.png", "logits.npy", "-o", "out.png", "--overlay", "panel.jpg"], "panel.jpg"),
-        (["--overlay", "panel.png", "photo.png", "logits.npy", "-o", "out.png"], "panel.png"),
-        (["photo.png", "--overlay", "panel.png", "logits.npy", "-o", "out.png"], "panel.png"),
+        (["photo.png", "logits.npy", "-o", "out.png", "--overlay-to", "panel.jpg"], "panel.jpg"),
+        (["--overlay-to", "panel.png", "photo.png", "logits.npy", "-o", "out.png"], "panel.png"),
+        (["photo.png", "--overlay-to", "panel.png", "logits.npy", "-o", "out.png"], "panel.png"),
     ],
 )
 def test_overlay_with_and_without_path(folder, arguments, written):
@@ -180,7 +180,7 @@ def test_overlay_with_and_without_path(folder, arguments, written):
 
 
 def test_overlay_with_equals_sign(folder):
-    words = ["crf", "photo.png", "logits.npy", "-o", "out.png", f"--overlay={folder / 'panel.png'}"]
+    words = ["crf", "photo.png", "logits.npy", "-o", "out.png", f"--overlay-to={folder / 'panel.png'}"]
     succeeds(run(folder, *words))
     assert (folder / "panel.png").exists()
 

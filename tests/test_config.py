@@ -128,17 +128,17 @@ def test_overrides_replace_entries(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("training.lr", "--set: is 'training.lr', should be like training.lr=0.001"),
-        ("=3", "--set: is '=3'"),
-        ("training..lr=3", "--set: is 'training..lr=3'"),
-        ("training.lr.more=3", "training.lr.more is no entry, lr is no section"),
-        ("training.lr=[", "the value of training.lr is no YAML"),
+        ("training.lr", "overrides: is 'training.lr', should be like training.lr=0.001"),
+        ("=3", "overrides: is '=3'"),
+        ("training..lr=3", "overrides: is 'training..lr=3'"),
+        ("training.lr.more=3", "should be about an entry, lr is no section"),
+        ("training.lr=[", "should be YAML after the ="),
         ("training.lr=-1", "training.lr: is -1"),
         ("training.rate=1", "training.rate: is unknown"),
     ],
 )
 def test_wrong_overrides(tmp_path, override, said):
-    with pytest.raises(ValueError, match=r"^(--set|configuration)") as caught:
+    with pytest.raises(ValueError, match=r"^(overrides|configuration)") as caught:
         read_config(written(tmp_path, DATA + "training: {lr: 0.1}"), [override])
     assert said in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert device.device_of("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: is 'cuda', but torch finds no GPU"):
+    with pytest.raises(ValueError, match="device: is 'cuda', should be one of the 0 GPUs that torch finds"):
         device.device_of("cuda")
     with pytest.raises(ValueError, match="device: is 'graphics'"):
         device.device_of("graphics")

@@ -43,7 +43,7 @@ def _top(
     pass
 
 
-app.command("crf", cls=crf.OverlayMayTakePath)(crf.crf_command)
+app.command("crf")(crf.crf_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("bench", context_settings=bench.CONTEXT_SETTINGS)(bench.bench_command)
 app.command("train", cls=train.ResumeMayTakeAuto)(train.train_command)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.files import DestinationError
 
 if TYPE_CHECKING:
@@ -36,6 +37,28 @@ TRAIN_PACKAGES = {
 
 class WrongUse(Exception):
     """Options that make no sense, alone or together: exit code 2."""
+
+
+class WrongOption(ArgumentError, WrongUse):
+    """An option that has a value which it does not take; `name` is the option's, with its dashes."""
+
+
+@contextlib.contextmanager
+def option_errors(*options: str, **others: str) -> Iterator[None]:
+    """Turn an error about an argument, raised inside, into one about the option that stands for it.
+
+    Args:
+        options: such as "--pos-w", which stands for the argument `pos_w`; an error about another argument stays.
+        others: options that stand for arguments of other names.
+    """
+    meant = {option.lstrip("-").replace("-", "_"): option for option in options} | others
+    try:
+        yield
+    except (ArgumentError, ArgumentTypeError) as error:
+        if error.name not in meant:
+            raise
+        option = meant[error.name]
+        raise WrongOption(option, error.value, error.wanted, what=error.what, where=error.where) from error
 
 
 class Terminated(BaseException):
@@ -110,12 +133,8 @@ def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
     """The configuration with what `--set` replaces in it; see `deeplab_fast.config.read_config`."""
     from deeplab_fast.config import read_config
 
-    try:
+    with option_errors(overrides="--set"):
         return read_config(path, overrides or [])
-    except ValueError as error:
-        if str(error).startswith("--set:"):
-            raise WrongUse(str(error)) from error
-        raise
 
 
 def chosen_device(option: str | None, entry: str) -> torch.device:
@@ -124,10 +143,8 @@ def chosen_device(option: str | None, entry: str) -> torch.device:
 
     if option is None:
         return device_of(entry)
-    try:
+    with option_errors("--device"):
         return device_of(option)
-    except ValueError as error:
-        raise WrongUse(f"--{error}") from error
 
 
 @contextlib.contextmanager

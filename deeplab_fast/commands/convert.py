@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import WrongUse, reported, warnings_as_notes, weights_advice
+from deeplab_fast.commands.common import WrongOption, WrongUse, reported, warnings_as_notes, weights_advice
 from deeplab_fast.commands.options import Debug, WeightsKey
 
 _CLASSIFIER = "--classes is the number that they have, --without-classifier leaves these layers out"
@@ -36,14 +36,14 @@ def convert_command(
     """Turn published weights into a file of ours, checked against the network they are for."""
     with reported("convert", debug), warnings_as_notes():
         if out.suffix != ".pth":
-            raise WrongUse(f"--out must end in .pth, was {out}")
+            raise WrongOption("--out", str(out), "a name that ends in .pth")
         import torch
 
         from deeplab_fast import files, models
         from deeplab_fast.config.weights import class_count
 
         if model not in models.NAMES:
-            raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
+            raise WrongOption("--model", model, f"one of {', '.join(models.NAMES)}")
         files.check_destination(out, [source])
         with weights_advice():
             classes = class_count(source, key) if classes is None else classes

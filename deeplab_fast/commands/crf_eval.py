@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    WrongUse,
+    WrongOption,
     chosen_device,
     configuration,
+    option_errors,
     progress_bar,
     reported,
     warnings_as_notes,
@@ -75,7 +76,7 @@ def crf_eval_command(
         inputs = build.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
         files.check_destination(path, inputs, new_folder=True)
         chosen = chosen_device(device, read.device)
-        with progress_bar("CRFs") as progress:
+        with progress_bar("CRFs") as progress, option_errors("--key"):
             results = crf_search.search(
                 logits,
                 dataset,
@@ -104,10 +105,8 @@ def _numbers(name: str, values: str) -> list[float]:
         numbers = [(int if name == "iterations" else float)(value) for value in values.split(",")]
     except ValueError:
         kind = "whole numbers" if name == "iterations" else "numbers"
-        raise WrongUse(f"{option} must be {kind} separated by commas, was {values!r}") from None
-    for number in numbers:
-        try:
+        raise WrongOption(option, values, f"{kind} separated by commas") from None
+    with option_errors(option):
+        for number in numbers:
             crf.parameters(**{name: number})
-        except ValueError as error:
-            raise WrongUse(str(error).replace(name, option, 1)) from error
     return numbers

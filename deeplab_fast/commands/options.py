@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeplab_fast.commands.common import WrongUse
+from deeplab_fast.commands.common import WrongOption, option_errors
+from deeplab_fast.errors import one_of
 
 if TYPE_CHECKING:
     from deeplab_fast.pictures.label_values import LabelValues
@@ -60,13 +61,13 @@ SkipMissing = Annotated[
 
 
 def check_scores_options(kind: str, layout: str, labels: bool = False) -> None:
-    """Raise WrongUse unless --kind and --layout are words that they take; with `labels`, --kind takes that, too."""
+    """Raise WrongOption unless --kind and --layout are words that they take; with `labels`, --kind takes that, too."""
     from deeplab_fast import scores
 
     choices = {"--kind": (kind, (*scores.KINDS, *["labels"] * labels)), "--layout": (layout, scores.LAYOUTS)}
     for option, (word, words) in choices.items():
         if word not in words:
-            raise WrongUse(f"{option} must be {', '.join(words[:-1])} or {words[-1]}, was {word!r}")
+            raise WrongOption(option, word, one_of(words))
 
 
 def parsed_values(text: str | None) -> LabelValues | None:
@@ -75,7 +76,5 @@ def parsed_values(text: str | None) -> LabelValues | None:
         return None
     from deeplab_fast.pictures.label_values import LabelValues
 
-    try:
+    with option_errors("--values"):
         return LabelValues.parse(text)
-    except ValueError as error:
-        raise WrongUse(f"--{error}") from error

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from deeplab_fast.errors import ArgumentError
+
 # What `precision` of a configuration stands for; None: no autocast.
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,11 +23,11 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device: is {name!r}, should be auto, cpu or cuda") from error
+        raise ArgumentError("device", name, "auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: is {name!r}, should be auto, cpu or cuda")
+        raise ArgumentError("device", name, "auto, cpu or cuda")
     if device == torch.device("cuda"):  # each process of torchrun has one of its own
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: is {name!r}, but torch finds {torch.cuda.device_count() or 'no'} GPU")
+        raise ArgumentError("device", name, f"one of the {torch.cuda.device_count()} GPUs that torch finds, or cpu")
     return device

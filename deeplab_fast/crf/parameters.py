@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError, one_of
+
 
 @dataclass(frozen=True)
 class CRFParameters:
@@ -39,17 +41,17 @@ class CRFParameters:
         for name in ("pos_w", "bi_w"):
             value = getattr(self, name)
             if not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, was {value}")
+                raise ArgumentError(name, value, "a finite number")
         object.__setattr__(self, "bi_rgb_std", deviations("bi_rgb_std", self.bi_rgb_std))
         for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if not (math.isfinite(number) and number > 0):
-                    raise ValueError(f"{name} must be a positive number, was {number}")
+                    raise ArgumentError(name, number, "a positive number")
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, (int, np.integer)):
-            raise TypeError(f"iterations must be a whole number, was {self.iterations!r}")
+            raise ArgumentTypeError("iterations", self.iterations, "a whole number")
         if self.iterations < 0:
-            raise ValueError(f"iterations must not be negative, was {self.iterations}")
+            raise ArgumentError("iterations", self.iterations, "at least 0")
 
 
 def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float, ...]:
@@ -63,7 +65,7 @@ def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or isinstance(value, str):
-        raise TypeError(f"{name} must be a number or one for each channel, was {value!r}")
+        raise ArgumentTypeError(name, value, "a number or one for each channel")
     return value if np.ndim(value) == 0 else numbers
 
 
@@ -79,6 +81,6 @@ def parameters(preset: str | CRFParameters = "deeplab", **overrides: Any) -> CRF
     """A preset by name, with some of its parameters replaced; an override of ``None`` is left out."""
     if isinstance(preset, str):
         if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, was {preset!r}")
+            raise ArgumentError("preset", preset, one_of([*PRESETS]))
         preset = PRESETS[preset]
     return replace(preset, **{name: value for name, value in overrides.items() if value is not None})

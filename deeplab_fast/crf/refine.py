@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_fast.crf.parameters import CRFParameters, parameters
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -98,23 +99,25 @@ def probabilities_from_labels(
     """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":
-        raise TypeError(f"labels must be integers, were {labels.dtype}")
+        raise ArgumentTypeError("labels", labels.dtype, "integers", what="dtype")
     if labels.ndim != 2 or labels.size == 0:
-        raise ValueError(f"labels must be a non-empty (H, W) array, had shape {labels.shape}")
+        raise ArgumentError("labels", labels.shape, "(H, W), not empty", what="shape")
     if classes < 1:
-        raise ValueError(f"classes must be at least 1, was {classes}")
+        raise ArgumentError("classes", classes, "at least 1")
     if not 0 < gt_prob < 1:
-        raise ValueError(f"gt_prob must lie strictly between 0 and 1, was {gt_prob}")
+        raise ArgumentError("gt_prob", gt_prob, "strictly between 0 and 1")
     unsure = {int(value) for value in ([unsure] if isinstance(unsure, (int, np.integer)) else unsure)}
     present = [int(value) for value in np.unique(labels)]
     outside = [value for value in present if not 0 <= value < classes and value not in unsure]
     if outside:
         names = ", ".join(map(str, outside[:5])) + (", …" if len(outside) > 5 else "")
-        raise ValueError(f"labels must lie in 0..{classes - 1} (classes = {classes}) or be unsure, found {names}")
+        raise ArgumentError(
+            "labels", names, f"in 0..{classes - 1}, there being {classes} classes, or unsure", what="values"
+        )
 
     usable = [k for k in range(classes) if k not in unsure]
     if not usable:
-        raise ValueError(f"unsure leaves no class of the {classes}: {sorted(unsure)}")
+        raise ArgumentError("unsure", sorted(unsure), f"such that one of the {classes} classes is left")
     prob = np.zeros((classes, *labels.shape), np.float32)
     prob[usable] = (1 - gt_prob) / max(len(usable) - 1, 1)
     for k in usable:
@@ -128,18 +131,18 @@ def probabilities_from_labels(
 def _checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     image = np.asarray(image)
     if image.dtype != np.uint8:
-        raise TypeError(f"image must be uint8, was {image.dtype}")
+        raise ArgumentTypeError("image", image.dtype, "uint8", what="dtype")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"image must be a non-empty (H, W, 3) array, had shape {image.shape}")
+        raise ArgumentError("image", image.shape, "(H, W, 3), not empty", what="shape")
     return np.ascontiguousarray(image)
 
 
 def _checked_probabilities(prob: ArrayLike, size: tuple[int, int]) -> NDArray[np.float32]:
     prob = np.asarray(prob)
     if prob.ndim != 3 or prob.shape[0] == 0 or prob.shape[1:] != size:
-        raise ValueError(f"prob must have shape (K, {size[0]}, {size[1]}) as the image, had {prob.shape}")
+        raise ArgumentError("prob", prob.shape, f"(K, {size[0]}, {size[1]}), as the image", what="shape")
     low, high = float(prob.min()), float(prob.max())
     # Written so that NaN, for which every comparison is false, fails it.
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"prob must lie in 0..1, was {low:.4g} to {high:.4g}")
+        raise ArgumentError("prob", f"{low:.4g} to {high:.4g}", "in 0..1", what="values")
     return np.ascontiguousarray(prob, np.float32)

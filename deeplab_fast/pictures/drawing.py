@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.pictures.label_values import IGNORED
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def panel(
     """
     heights = {picture.shape[0] for picture in pictures}
     if len(heights) != 1:
-        raise ValueError(f"pictures must have one height, had {sorted(heights)}")
+        raise ArgumentError("pictures", sorted(heights), "one height", what="list of heights")
     if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"captions must be {len(pictures)}, as the pictures, were {len(captions)}")
+        raise ArgumentError("captions", len(captions), f"{len(pictures)}, as of the pictures", what="number")
     height = heights.pop()
     font_size = font_size or max(12, height // 22)
     top = 0 if captions is None else round(font_size * 1.6)

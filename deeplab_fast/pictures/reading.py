@@ -30,7 +30,7 @@ def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
     if not path.exists():
         raise FileNotFoundError(f"{what} not found: {path}")
     if path.is_dir():
-        raise ValueError(f"{what} must be a picture file, {path} is a folder")
+        raise ValueError(f"{what} {path}: is a folder, should be a picture file")
     try:
         with Image.open(path) as picture:
             yield picture
@@ -100,7 +100,7 @@ def read_labels(path: str | os.PathLike[str], *, lossy: bool = False) -> NDArray
     """
     picture = _loaded(path, "label picture")
     if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
-        raise ValueError(f"label picture must be palette or grey, {path} is {picture.mode}")
+        raise ValueError(f"label picture {path}: mode is {picture.mode}, should be palette or grey")
     if not lossy and _format(path) in _LOSSY:
         raise ValueError(
             f"label picture {path} is a JPEG, which changes values near edges: give labels as PNG, or name every value "
@@ -118,6 +118,6 @@ def read_grey(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     """
     picture = _loaded(path, "picture")
     if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
-        raise ValueError(f"picture must be grey, of 8 or 16 bits, {path} is {picture.mode}")
+        raise ValueError(f"picture {path}: mode is {picture.mode}, should be grey, of 8 or 16 bits")
     largest = {"1": 1, "L": 255}.get(picture.mode, 65535)
     return np.array(picture).astype(np.float32) / largest

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.files import atomic_write
 from deeplab_fast.pictures.drawing import voc_palette
 
@@ -40,7 +41,7 @@ def picture_format(path: str | os.PathLike[str]) -> str:
     ending = Path(path).suffix.lower()
     kind = Image.registered_extensions().get(ending)
     if kind is None or kind not in Image.SAVE:
-        raise ValueError(f"output must end in .png, .jpg or another picture's ending, was {Path(path).name!r}")
+        raise ArgumentError("path", Path(path).name, "a name that ends in .png, .jpg or as another picture's")
     return kind
 
 
@@ -63,7 +64,7 @@ def labels_writer(
 ) -> Callable[[BinaryIO], None]:
     """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of a palette PNG; otherwise as :func:`save_labels`."""
     if path.suffix.lower() != ".png":
-        raise ValueError(f"output must end in .png, as a palette picture, was {path.name!r}")
+        raise ArgumentError("path", path.name, "a name that ends in .png, as a palette picture's")
     if labels.size and (labels.min() < 0 or labels.max() > 255):
-        raise ValueError(f"labels must lie in 0..255, were {labels.min()} to {labels.max()}")
+        raise ArgumentError("labels", f"{labels.min()} to {labels.max()}", "in 0..255", what="values")
     return picture_writer(labels, path, voc_palette() if palette is None else palette)
