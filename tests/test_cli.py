@@ -33,7 +33,7 @@ def test_scores_are_refined(folder, scores):
     result = succeeds(run(folder, "crf", "photo.png", scores, "-o", "out.png", "--preset", "psa"))
     truth = np.load(folder / "truth.npy")
     assert (labels_of(folder / "out.png") == truth).mean() > 0.99
-    expected = crf.densecrf(
+    expected = crf.refine(
         pictures.read_image(folder / "photo.png"),
         crf.probabilities_from_scores(np.load(folder / "logits.npy")),
         "psa",

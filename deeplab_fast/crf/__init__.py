@@ -8,7 +8,7 @@ mean-field inference, algorithm 1. Presets are parameter sets that well-known se
 from __future__ import annotations
 
 from deeplab_fast.crf.parameters import PRESETS, CRFParameters, parameters
-from deeplab_fast.crf.refine import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels
+from deeplab_fast.crf.refining import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels, refine
 from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_kind
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "parameters",
     "probabilities_from_labels",
     "probabilities_from_scores",
+    "refine",
     "resize_scores",
     "score_kind",
 ]

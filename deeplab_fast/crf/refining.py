@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 CLIP = 1e-5
 
 
-def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
+def refine(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
     """Refine class probabilities with a fully connected CRF.
 
     Args:
@@ -34,6 +35,12 @@ def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParamet
         ValueError: for shapes that do not fit, or values of ``prob`` outside 0..1 (NaN included).
     """
     return build(image, prob, params).infer()
+
+
+def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
+    """The former name of :func:`refine`; deprecated."""
+    warnings.warn("deeplab_fast.crf.densecrf is now called refine", DeprecationWarning, stacklevel=2)
+    return refine(image, prob, params)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class BuiltCRF:
 
 
 def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> BuiltCRF:
-    """The first half of :func:`densecrf`: check the input and build the CRF. Same arguments, same errors.
+    """The first half of :func:`refine`: check the input and build the CRF. Same arguments, same errors.
 
     Apart, so that a caller can time the halves, or infer more than once.
     """
