@@ -243,11 +243,11 @@ def test_one_deviation_is_the_same_for_each(backend: str):
 
 def test_refuses_deviations_of_other_channels():
     image, prob = scene()
-    message = "bi_rgb_std: has 2 numbers, should be one number, or 3, one for each channel of the image"
+    message = r"bi_rgb_std: is \(1\.0, 2\.0\), should be one number, or 3, one for each channel of the image"
     with pytest.raises(ValueError, match=message):
         nn.DenseCRF(bi_rgb_std=(1, 2))(image, prob)
-    with pytest.raises(ValueError, match="bi_rgb_std must be a number or three, one for each of R, G and B"):
-        crf.densecrf(image, prob, crf.CRFParameters(bi_rgb_std=(1, 2)))
+    with pytest.raises(ValueError, match=r"bi_rgb_std: is .*, should be a number or three, one for each of R, G and B"):
+        crf.refine(image, prob, crf.CRFParameters(bi_rgb_std=(1, 2)))
 
 
 # --- Errors --------------------------------------------------------------------------------------------------------
@@ -265,9 +265,9 @@ IMAGE, PROB = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
         (IMAGE, PROB[0], r"prob: shape is \(4, 5\), should be \(K, H, W\) or \(N, K, H, W\)"),
         (IMAGE, PROB[:0], r"prob: shape is \(0, 4, 5\), should be .* with K, H and W at least 1"),
         (IMAGE[:0], PROB[:, :0], r"prob: shape is \(2, 0, 5\), should be .* with K, H and W at least 1"),
-        (IMAGE, PROB.transpose(0, 2, 1), r"prob: shape is \(2, 5, 4\), should have the batch, height and width"),
-        (IMAGE[None], PROB, r"prob: shape is \(2, 4, 5\), should have the batch"),
-        (IMAGE[None], np.stack([PROB] * 2), r"prob: shape is \(2, 2, 4, 5\), should have the batch"),
+        (IMAGE, PROB.transpose(0, 2, 1), r"prob: shape is \(2, 5, 4\), should be of the batch, height and width"),
+        (IMAGE[None], PROB, r"prob: shape is \(2, 4, 5\), should be of the batch"),
+        (IMAGE[None], np.stack([PROB] * 2), r"prob: shape is \(2, 2, 4, 5\), should be of the batch"),
         (IMAGE, 3 * PROB, r"prob: values are 1\.5 to 1\.5, should be probabilities in 0\.\.1"),
         (IMAGE, PROB - 1, r"prob: values are -0\.5 to -0\.5, should be probabilities"),
         (IMAGE, PROB * np.nan, r"prob: values are nan to nan, should be probabilities"),

@@ -69,7 +69,7 @@ def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters
     params = parameters(params)
     image = _checked_image(image)
     if isinstance(params.bi_rgb_std, tuple) and len(params.bi_rgb_std) != 3:
-        raise ValueError(f"bi_rgb_std must be a number or three, one for each of R, G and B, was {params.bi_rgb_std}")
+        raise ArgumentError("bi_rgb_std", params.bi_rgb_std, "a number or three, one for each of R, G and B")
     prob = _checked_probabilities(prob, image.shape[:2])
     classes, height, width = prob.shape
     crf = dcrf.DenseCRF2D(width, height, classes)
