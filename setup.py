@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -80,6 +80,10 @@ class CMakeBuild(build_ext):
 
 setup(
     version=version(),
+    packages=[
+        *find_namespace_packages(include=["deeplab_fast", "deeplab_fast.*"], exclude=["*.__pycache__"]),
+        "deeplab_fast.kernels",  # in kernels/, as pyproject.toml says
+    ],
     ext_modules=[Extension("deeplab_fast._densecrf", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -24,7 +24,7 @@ _LAZY = {
     "unpatch": "patching",
 }
 _MODULES = (
-    *("config", "crf", "data", "evaluation", "from_config", "models", "nn", "ops", "patching", "pictures"),
+    *("config", "crf", "data", "evaluation", "models", "nn", "ops", "patching", "pictures"),
     *("pydensecrf", "reference", "training"),
 )
 

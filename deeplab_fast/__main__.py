@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deeplab_fast.cli import main
+from deeplab_fast.commands.app import main
 
 if __name__ == "__main__":
     main()

@@ -88,11 +88,11 @@ def check_destination(path: PathLike, inputs: Inputs | Iterable[PathLike] = (), 
         return
     _check_name(path)
     if path.is_dir():
-        raise IsADirectoryError(f"output must be a file, {path} is a folder")
+        raise IsADirectoryError(f"output: is the folder {path}, should be a file")
     if path.exists() and not path.is_file():
-        raise DestinationError(f"output must be a regular file, {path} is a device, a pipe or a socket")
+        raise DestinationError(f"output: is {path}, a device, a pipe or a socket, should be a regular file")
     if not folder.is_dir():
-        raise NotADirectoryError(f"output's folder must be one, {path.parent} is a file")
+        raise NotADirectoryError(f"folder of the output: is the file {path.parent}, should be a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"folder of the output is not writable: {path.parent}")
     if inputs.found(path):
@@ -115,7 +115,7 @@ def check_folder(path: PathLike, inputs: Inputs | Iterable[PathLike] = ()) -> No
     path, inputs = Path(path), inputs if isinstance(inputs, Inputs) else Inputs(inputs)
     there = _existing(path)
     if not there.is_dir():
-        raise NotADirectoryError(f"output must be a folder, {there} is a file")
+        raise NotADirectoryError(f"output: is the file {there}, should be a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"folder is not writable: {there}")
     if inputs.found(path):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError, at, one_of
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -21,7 +23,6 @@ __all__ = [
     "ARRAY_ENDINGS",
     "KINDS",
     "LAYOUTS",
-    "ChoiceError",
     "ScoreMap",
     "as_scores",
     "checked_scores",
@@ -72,10 +73,6 @@ class ScoreMap:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-class ChoiceError(ValueError):
-    """It is not clear which array of several is meant."""
-
-
 def find_scores(folder: Path, name: str) -> Path | None:
     """The file in a folder that has the scores of an image, by the image's name; None if there is none."""
     return next((path for path in (folder / f"{name}{end}" for end in ARRAY_ENDINGS) if path.is_file()), None)
@@ -97,7 +94,7 @@ def read_array(path: Path, key: str | None = None) -> NDArray[Any]:
         with loaded:
             return loaded[_chosen(path, loaded.files, key)]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, (PermissionError, ChoiceError)):
+        if isinstance(error, (PermissionError, ArgumentError)):
             raise
         raise ValueError(f"input {path} is no readable numpy file: {error}") from error
 
@@ -105,11 +102,12 @@ def read_array(path: Path, key: str | None = None) -> NDArray[Any]:
 def _chosen(path: Path, names: Sequence[str], key: str | None) -> str:
     if key is not None:
         if key not in names:
-            raise ChoiceError(f"--key must be one of {', '.join(names)}, the arrays of {path}, was {key!r}")
+            raise ArgumentError("key", key, f"one of {', '.join(names)}, the arrays of {path}")
         return key
     if len(names) != 1:
-        held = f"{len(names)} arrays ({', '.join(names)}): name one with --key" if names else "no array"
-        raise ChoiceError(f"input {path} holds {held}")
+        if not names:
+            raise ValueError("it holds no array")
+        raise ArgumentError("key", None, f"one of {', '.join(names)}, the arrays of {path}")
     return names[0]
 
 
@@ -131,7 +129,7 @@ def read_scores(
     try:
         return as_scores(array, size, kind=kind, layout=layout, classes=classes)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise at(path, error) from error
 
 
 def as_scores(
@@ -158,7 +156,7 @@ def as_scores(
             message names the option that decides.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, was {layout!r}")
+        raise ArgumentError("layout", layout, one_of(LAYOUTS))
     scores = _floating(array)
     if scores.ndim == 2 and scores.size:
         scores = _single_map(scores, kind)
@@ -171,7 +169,7 @@ def as_scores(
     _check_size(scores.shape, size)
     made = _interpreted(scores, kind)
     if classes is not None and len(made.values) != classes:
-        raise ValueError(f"scores have {len(made.values)} classes, should have {classes}")
+        raise ArgumentError("scores", len(made.values), str(classes), what="number of classes")
     return made
 
 
@@ -181,11 +179,11 @@ def checked_scores(scores: ArrayLike) -> NDArray[Any]:
     if scores.ndim == 4 and scores.shape[0] == 1:
         scores = scores[0]
     if scores.ndim != 3 or scores.size == 0:
-        raise ValueError(f"scores must be a non-empty (K, H, W) array, had shape {scores.shape}")
+        raise ArgumentError("scores", scores.shape, "(K, H, W), not empty", what="shape")
     finite = np.isfinite(scores)
     if not finite.all():
         bad = int(scores.size - finite.sum())
-        raise ValueError(f"scores must be finite, {bad} of {scores.size} values were NaN or Inf")
+        raise ArgumentError("scores", f"NaN or Inf in {bad} of {scores.size} places", "finite", what="values")
     return scores
 
 
@@ -195,17 +193,18 @@ def _floating(scores: ArrayLike) -> NDArray[Any]:
         advice = ""
         if scores.dtype.kind in "iub":
             advice = ": divide probabilities that were stored as whole numbers by their largest, 255 or so"
-        raise TypeError(f"scores must be floating-point numbers, were {scores.dtype}{advice}")
+        raise ArgumentTypeError("scores", scores.dtype, f"floating{advice}", what="dtype")
     return scores
 
 
 def _single_map(scores: NDArray[Any], kind: str) -> NDArray[Any]:
     """A map (h, w) as (1, h, w), if it can be scores."""
     if kind == "auto" and (scores == np.round(scores)).all():
-        raise ValueError(
-            f"scores must be a non-empty (K, H, W) array, had shape {scores.shape} with whole numbers only: --kind "
-            "labels takes them as labels, --kind sigmoid as probabilities of class 1"
+        wanted = (
+            "(K, H, W), for numbers that are all whole: --kind labels takes them as labels, --kind sigmoid as "
+            "probabilities of class 1"
         )
+        raise ArgumentError("scores", scores.shape, wanted, what="shape")
     return scores[None]
 
 
@@ -215,8 +214,6 @@ def _single_map(scores: NDArray[Any], kind: str) -> NDArray[Any]:
 def _check_classes_first(scores: NDArray[Any], size: tuple[int, int], classes: int | None) -> None:
     """Raise unless scores of three axes are (K, h, w) beyond doubt; the error says what else they may be."""
     first, middle, last = scores.shape
-    shape = f"scores of {first}×{middle}×{last}"
-    what = f"{shape} (K×H×W) do not fit the photo's {size[0]}×{size[1]} (H×W)"
     sums = {axis: _sum_to_one(scores, axis) for axis in (0, 2)}
     khw, hwk = _fit((middle, last), size), _fit((first, middle), size)
     if classes is not None and (first == classes) != (last == classes):
@@ -224,16 +221,15 @@ def _check_classes_first(scores: NDArray[Any], size: tuple[int, int], classes: i
     elif sums[0] != sums[2]:
         decided = sums[0]
     elif khw == 0 and _fit((last, middle), size) > hwk:
-        raise ValueError(f"{what}: height and width seem to be swapped")
+        raise _misfit(scores.shape, size, "height and width seem to be swapped")
     elif khw != hwk:
         decided = khw > hwk
     else:
         both = "both readings fit" if khw else "in neither reading have they the photo's proportions"
-        raise ValueError(
-            f"{shape} may be K×H×W or H×W×K, {both} its {size[0]}×{size[1]} (H×W): say --layout khw or --layout hwk"
-        )
+        wanted = f"said to be K×H×W or H×W×K, {both} its {size[0]}×{size[1]} (H×W): --layout khw or --layout hwk"
+        raise ArgumentError("scores", f"{first}×{middle}×{last}", wanted, what="shape")
     if not decided:
-        raise ValueError(f"{what}: the classes seem to be the last axis, which --layout hwk says")
+        raise _misfit(scores.shape, size, "the classes seem to be the last axis, which --layout hwk says")
 
 
 def _fit(shape: tuple[int, int], size: tuple[int, int]) -> int:
@@ -248,13 +244,18 @@ def _fit(shape: tuple[int, int], size: tuple[int, int]) -> int:
 
 
 def _check_size(shape: tuple[int, ...], size: tuple[int, int]) -> None:
-    count, height, width = shape
-    what = f"scores of {count}×{height}×{width} (K×H×W) do not fit the photo's {size[0]}×{size[1]} (H×W)"
+    _, height, width = shape
     # With height and width exchanged, they would be resized without complaint, and wrongly.
     if not _fit((height, width), size) and _fit((width, height), size):
-        raise ValueError(f"{what}: height and width seem to be swapped")
+        raise _misfit(shape, size, "height and width seem to be swapped")
     if height > size[0] or width > size[1]:
-        raise ValueError(f"{what}: they must not be larger")
+        raise _misfit(shape, size, "they must not be larger")
+
+
+def _misfit(shape: tuple[int, ...], size: tuple[int, int], why: str) -> ArgumentError:
+    """The error that scores of a shape do not belong to an image of a size."""
+    wanted = f"one that fits the photo's {size[0]}×{size[1]} (H×W): {why}"
+    return ArgumentError("scores", f"{'×'.join(map(str, shape))} (K×H×W)", wanted, what="shape")
 
 
 # ---------------------------------------------------------------------------------------- what the numbers are
@@ -275,32 +276,30 @@ def score_kind(scores: NDArray[Any]) -> str:
     if len(scores) == 1:
         if inside:
             return "sigmoid"
-        raise ValueError(
-            f"scores have one channel with values of {between}, no probabilities of a class: --kind logits takes them "
-            "as class 1's logit less class 0's"
-        )
+        wanted = "probabilities, there being one channel: --kind logits takes them as class 1's logit less class 0's"
+        raise ArgumentError("scores", between, wanted, what="values")
     if inside:
         if _sum_to_one(scores, 0):
             return "probabilities"
         sums = scores.sum(axis=0, dtype=np.float32)
-        raise ValueError(
-            f"scores lie in 0..1, but sum to {sums.min():.4g} to {sums.max():.4g} over the classes: say --kind sigmoid "
-            "if each class has a probability of its own, --kind probabilities if they were rounded, or --kind logits"
+        wanted = (
+            "1, for values in 0..1: say --kind sigmoid if each class has a probability of its own, --kind "
+            "probabilities if they were rounded, or --kind logits"
         )
+        raise ArgumentError("scores", f"{sums.min():.4g} to {sums.max():.4g}", wanted, what="sum over the classes")
     if low < 0:
         return "logits"
     if (scores == np.round(scores)).all():
-        raise ValueError(f"scores are whole numbers of {between}, as a picture's: say --kind logits if they are scores")
+        wanted = "fractions, unless --kind logits says that they are scores"
+        raise ArgumentError("scores", f"whole numbers of {between}, as a picture's", wanted, what="values")
     sums = scores.sum(axis=0, dtype=np.float64)
     if np.ptp(sums) <= _tolerance(scores) * sums.max():
-        raise ValueError(
-            f"scores sum to {sums.mean():.4g} at every pixel, as probabilities times that number do: divide by it, or "
-            "say --kind logits"
-        )
+        wanted = "1, if they are probabilities times that number: divide by it, or say --kind logits"
+        raise ArgumentError("scores", f"{sums.mean():.4g} at every pixel", wanted, what="sum over the classes")
     if _sum_to_one(np.exp(-scores.astype(np.float32)), 0):
-        raise ValueError(
-            "scores seem to be energies, -log(p), whose lowest is the likeliest class: hand in probabilities or "
-            "logits, or say --kind logits"
+        wanted = "probabilities or logits; --kind logits takes them as these"
+        raise ArgumentError(
+            "scores", "as energies, -log(p), whose lowest is the likeliest class,", wanted, what="values"
         )
     return "logits"
 
@@ -320,7 +319,7 @@ def _sum_to_one(scores: NDArray[Any], axis: int) -> bool:
 def _interpreted(scores: NDArray[Any], kind: str) -> ScoreMap:
     """Scores (K, h, w) as what they are; see :func:`probabilities_from_scores`."""
     if kind not in KINDS:
-        raise ValueError(f"kind must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, was {kind!r}")
+        raise ArgumentError("kind", kind, one_of(KINDS))
     notes: list[str] = []
     if kind == "auto":
         kind = score_kind(scores)
@@ -334,13 +333,12 @@ def _interpreted(scores: NDArray[Any], kind: str) -> ScoreMap:
     low, high = float(values.min()), float(values.max())
     if low < -SLACK or high > 1 + SLACK:
         name = "probabilities" if kind == "probabilities" else "sigmoid's"
-        raise ValueError(f"scores given as {name} must lie in 0..1, were {low:.4g} to {high:.4g}")
+        raise ArgumentError("scores", f"{low:.4g} to {high:.4g}", f"in 0..1, being {name}", what="values")
     values = np.clip(values, 0, 1)
     if len(values) == 1:
         if kind == "probabilities":
-            raise ValueError(
-                "scores have one class only: --kind sigmoid takes them as the probability of class 1 of two"
-            )
+            wanted = "at least 2; --kind sigmoid takes them as the probability of class 1 of two"
+            raise ArgumentError("scores", 1, wanted, what="number of classes")
         values = np.concatenate([1 - values, values])
     elif not _sum_to_one(scores, 0):
         sums = values.sum(axis=0)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from typer.testing import CliRunner
 
-from deeplab_fast import cli, pictures
+from deeplab_fast import pictures
+from deeplab_fast.commands import app
 
 HEIGHT, WIDTH = 40, 56
 
@@ -39,7 +40,7 @@ def make_scene(path):
 def run(folder, *arguments, **options):
     """Run the command in-process; names of files, which have a dot, are taken from ``folder``."""
     words = [str(folder / a) if re.fullmatch(r"[^-\d].*\.\w+", str(a)) else str(a) for a in arguments]
-    return CliRunner().invoke(cli.app, words, **options)
+    return CliRunner().invoke(app.app, words, **options)
 
 
 def files(folder):

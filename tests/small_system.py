@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from deeplab_fast import cli
+from deeplab_fast.commands import app
 
 CONFIG = """
 output: {folder}/run
@@ -22,7 +22,7 @@ crf: {{bi_xy_std: 20, bi_rgb_std: 13}}
 
 def call(*words):
     """Run the command in-process."""
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+    return CliRunner().invoke(app.app, [str(word) for word in words])
 
 
 def train_in(folder):

@@ -99,7 +99,7 @@ class WithDropout(nn.Module):
 
 
 def make_with_dropout(config: Any, num_classes: int) -> tuple[nn.Module, list[str]]:
-    """Stands in for `from_config.make_model`."""
+    """Stands in for `config.build.make_model`."""
     return WithDropout(num_classes), []
 
 

@@ -117,7 +117,7 @@ def test_reads_legacy_shapes_doubles_and_layers_without_weights(tmp_path: Path):
 def test_unreadable_files(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"weights not found: .*none\.caffemodel"):
         caffe.read_caffemodel(tmp_path / "none.caffemodel")
-    with pytest.raises(ValueError, match=r"weights must be a file, .* is a folder"):
+    with pytest.raises(ValueError, match=r"weights .*: is a folder, should be a file"):
         caffe.read_caffemodel(tmp_path)
     whole = resnet101().SerializeToString()
     for content, message in (

@@ -14,7 +14,8 @@ from command import HEIGHT, WIDTH, files, labels_of, make_scene, run, succeeds
 from PIL import Image
 from typer.testing import CliRunner
 
-from deeplab_fast import cli, crf, pictures
+from deeplab_fast import crf, pictures
+from deeplab_fast.commands import app, bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +33,7 @@ def test_scores_are_refined(folder, scores):
     result = succeeds(run(folder, "crf", "photo.png", scores, "-o", "out.png", "--preset", "psa"))
     truth = np.load(folder / "truth.npy")
     assert (labels_of(folder / "out.png") == truth).mean() > 0.99
-    expected = crf.densecrf(
+    expected = crf.refine(
         pictures.read_image(folder / "photo.png"),
         crf.probabilities_from_scores(np.load(folder / "logits.npy")),
         "psa",
@@ -164,9 +165,9 @@ def test_threads(folder):
         (["photo.png", "logits.npy", "-o", "out.png", "--overlay"], "out-overlay.png"),
         (["photo.png", "logits.npy", "--overlay", "-o", "out.png"], "out-overlay.png"),
         (["--overlay", "photo.png", "logits.npy", "-o", "out.png"], "out-overlay.png"),
-        (["photo.png", "logits.npy", "-o", "out.png", "--overlay", "panel.jpg"], "panel.jpg"),
-        (["--overlay", "panel.png", "photo.png", "logits.npy", "-o", "out.png"], "panel.png"),
-        (["photo.png", "--overlay", "panel.png", "logits.npy", "-o", "out.png"], "panel.png"),
+        (["photo.png", "logits.npy", "-o", "out.png", "--overlay-to", "panel.jpg"], "panel.jpg"),
+        (["--overlay-to", "panel.png", "photo.png", "logits.npy", "-o", "out.png"], "panel.png"),
+        (["photo.png", "--overlay-to", "panel.png", "logits.npy", "-o", "out.png"], "panel.png"),
     ],
 )
 def test_overlay_with_and_without_path(folder, arguments, written):
@@ -179,7 +180,7 @@ def test_overlay_with_and_without_path(folder, arguments, written):
 
 
 def test_overlay_with_equals_sign(folder):
-    words = ["crf", "photo.png", "logits.npy", "-o", "out.png", f"--overlay={folder / 'panel.png'}"]
+    words = ["crf", "photo.png", "logits.npy", "-o", "out.png", f"--overlay-to={folder / 'panel.png'}"]
     succeeds(run(folder, *words))
     assert (folder / "panel.png").exists()
 
@@ -190,7 +191,7 @@ def test_unicode_and_spaces_in_paths(folder):
     for name in ("photo.png", "logits.npy"):
         (folder / name).rename(away / f"ä {name}")
     words = ["crf", away / "ä photo.png", away / "ä logits.npy", "-o", away / "ö [red].png", "--overlay"]
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    result = CliRunner().invoke(app.app, [str(word) for word in words])
     succeeds(result)
     assert files(away) == sorted(["ä photo.png", "ä logits.npy", "ö [red].png", "ö [red]-overlay.png"])
     assert "ö [red].png" in result.stdout
@@ -247,7 +248,7 @@ def test_output_that_cannot_show_every_character(folder):
 @pytest.mark.parametrize("arguments", [["--help"], ["crf", "--help"], ["--version"]])
 def test_help_answers_without_torch_and_numpy(arguments):
     code = (
-        "import sys\nfrom deeplab_fast.cli import app\n"
+        "import sys\nfrom deeplab_fast.commands.app import app\n"
         f"try: app({arguments!r})\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'numpy', 'PIL', 'scipy'} & set(sys.modules)\n"
@@ -260,7 +261,7 @@ def test_help_answers_without_torch_and_numpy(arguments):
 
 def test_crf_runs_without_torch(folder):
     words = ["crf", str(folder / "photo.png"), str(folder / "logits.npy"), "-o", str(folder / "out.png")]
-    code = f"import sys; sys.modules['torch'] = None\nfrom deeplab_fast.cli import app\napp({words!r})"
+    code = f"import sys; sys.modules['torch'] = None\nfrom deeplab_fast.commands.app import app\napp({words!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (folder / "out.png").exists()
@@ -270,8 +271,8 @@ def test_crf_runs_without_torch(folder):
 
 
 def test_bench_without_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "deeplab_fast" / "cli.py"))
-    result = CliRunner().invoke(cli.app, ["bench"])
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "deeplab_fast" / "commands" / "bench.py"))
+    result = CliRunner().invoke(app.app, ["bench"])
     assert result.exit_code == 1
     assert "source checkout" in result.stderr
     assert "make bench" in result.stderr
@@ -279,9 +280,9 @@ def test_bench_without_a_checkout(monkeypatch, tmp_path):
 
 def test_bench_runs_the_checkout(monkeypatch):
     calls = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
+    monkeypatch.setattr(bench.subprocess, "call", lambda words, cwd: calls.append((words, cwd)) or 0)
     # Tests may run against an installed package, which has no bench to run.
     (ROOT / "bench").is_dir() or pytest.skip("no source checkout")
-    assert CliRunner().invoke(cli.app, ["bench", "-k", "deeplab"]).exit_code == 0
+    assert CliRunner().invoke(app.app, ["bench", "-k", "deeplab"]).exit_code == 0
     assert calls[0][0][-2:] == ["-k", "deeplab"]
     assert calls[0][1] == ROOT

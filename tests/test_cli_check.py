@@ -94,7 +94,7 @@ def test_samples_in_both_splits_are_noted(config, tmp_path):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (r"picture: is 'x.txt', should end in .png", ["--picture", "x.txt"]),
+        (r"picture: is 'x.txt', should be a name that ends in .png", ["--picture", "x.txt"]),
         (r"folder of the output not found", ["--json", "none/x.json"]),
         (r"list of the split 'extra' not found", ["--set", "data.val=extra"]),
         (r"data.label_values: is 3", ["--set", "data.label_values=3"]),

@@ -11,7 +11,8 @@ from command import HEIGHT, WIDTH, fails, files, make_scene, run
 from PIL import Image
 from typer.testing import CliRunner
 
-from deeplab_fast import cli, crf, pictures
+from deeplab_fast import crf, pictures
+from deeplab_fast.commands import app
 
 
 @pytest.fixture
@@ -42,8 +43,16 @@ def test_unreadable_files(folder):
 
 
 def test_npz_needs_a_choice(folder):
-    fails(folder, 1, r"holds 2 arrays \(scores, other\): name one with --key", "photo.png", "several.npz")
-    fails(folder, 1, r"--key must be one of scores, other", "photo.png", "several.npz", "--key", "logits")
+    fails(
+        folder,
+        2,
+        r"--key: is None, should be one of scores, other, the arrays of .*several\.npz",
+        "photo.png",
+        "several.npz",
+    )
+    fails(
+        folder, 2, "--key: is 'logits', should be one of scores, other", "photo.png", "several.npz", "--key", "logits"
+    )
     np.savez(folder / "none.npz")
     fails(folder, 1, "holds no array", "photo.png", "none.npz")
 
@@ -53,18 +62,18 @@ def test_npz_needs_a_choice(folder):
     [
         (
             (3, HEIGHT + 1, WIDTH),
-            r"scores of 3×41×56 \(K×H×W\) do not fit the photo's 40×56 .* not be larger",
+            r"scores: shape is 3×41×56 \(K×H×W\), should be one that fits the photo's 40×56 .* not be larger",
         ),
         ((HEIGHT, WIDTH, 3), "classes seem to be the last axis"),
         ((3, WIDTH, HEIGHT), "height and width seem to be swapped"),
         ((3, WIDTH // 4, HEIGHT // 4), "height and width seem to be swapped"),
         (
             (HEIGHT, WIDTH),
-            r"one channel with values of -\d\.\d+ to \d\.\d+, no probabilities of a class: --kind logits",
+            r"values are -\d\.\d+ to \d\.\d+, should be probabilities, there being one channel: --kind logits",
         ),
-        ((2, 3, HEIGHT, WIDTH), r"had shape \(2, 3, 40, 56\)"),
-        ((0, HEIGHT, WIDTH), "non-empty"),
-        ((257, 5, 7), "classes must be 1 to 256"),
+        ((2, 3, HEIGHT, WIDTH), r"shape is \(2, 3, 40, 56\)"),
+        ((0, HEIGHT, WIDTH), "not empty"),
+        ((257, 5, 7), "classes: is 257, should be 1 to 256"),
     ],
 )
 def test_scores_of_the_wrong_shape(folder, shape, message):
@@ -77,21 +86,21 @@ def test_scores_that_are_not_finite(folder, value):
     scores = np.load(folder / "logits.npy")
     scores[1, 2, 3] = value
     np.save(folder / "bad.npy", scores)
-    fails(folder, 1, "scores must be finite, 1 of 6720 values were NaN or Inf", "photo.png", "bad.npy")
+    fails(folder, 1, "scores: values are NaN or Inf in 1 of 6720 places, should be finite", "photo.png", "bad.npy")
 
 
 def test_scores_of_the_wrong_kind(folder):
     np.save(folder / "bad.npy", np.zeros((3, HEIGHT, WIDTH), np.int32))
-    fails(folder, 1, "scores must be floating-point numbers, were int32", "photo.png", "bad.npy")
-    fails(folder, 1, r"must lie in 0\.\.1", "photo.png", "logits.npy", "--kind", "probabilities")
-    fails(folder, 1, "scores have 3 classes, should have 4", "photo.png", "logits.npy", "--classes", "4")
+    fails(folder, 1, "scores: dtype is int32, should be floating", "photo.png", "bad.npy")
+    fails(folder, 1, r"should be in 0\.\.1", "photo.png", "logits.npy", "--kind", "probabilities")
+    fails(folder, 1, "scores: number of classes is 3, should be 4", "photo.png", "logits.npy", "--classes", "4")
 
 
 def test_labels_that_do_not_fit(folder):
-    fails(folder, 1, "label picture must be palette or grey, .* is RGB", "photo.png", "photo.png")
-    fails(folder, 1, r"labels must lie in 0\.\.0 .* found 1", "photo.png", "scribbles.png", "--classes", "1")
+    fails(folder, 1, "label picture .*: mode is RGB, should be palette or grey", "photo.png", "photo.png")
+    fails(folder, 1, r"labels: values are 1, should be in 0\.\.0", "photo.png", "scribbles.png", "--classes", "1")
     pictures.save_labels(folder / "small.png", np.zeros((20, 30), int))
-    fails(folder, 1, "labels of 30×20 do not fit the photo's 56×40", "photo.png", "small.png")
+    fails(folder, 1, "labels: size is 30×20, should be 56×40", "photo.png", "small.png")
     pictures.save_labels(folder / "unsure.png", np.full((HEIGHT, WIDTH), 255))
     fails(folder, 1, "every pixel is unsure", "photo.png", "unsure.png")
 
@@ -104,7 +113,8 @@ def test_labels_with_one_class_left(folder, options):
     truth = np.load(folder / "truth.npy")
     Image.fromarray(255 * truth).save(folder / "mask.png")
     message = (
-        rf"mask\.png: labels must name at least two classes, only 0 is left, the rest being unsure \(255\); {VALUES}"
+        rf"mask\.png: labels: values are 0, 255, should be those of at least two classes, only 0 is left, the rest "
+        rf"being unsure \(255\); {VALUES}"
     )
     fails(folder, 1, message, "photo.png", "mask.png", *options)
     Image.fromarray(0 * truth).save(folder / "zeros.png")
@@ -120,32 +130,54 @@ def test_labels_that_are_hardly_classes(folder):
     fails(
         folder,
         1,
-        r"mask\.jpg: labels hold 1, .* which values does not name",
+        r"mask\.jpg: labels: values are 1, .* should be named in values",
         *("photo.png", "mask.jpg", "--values", "0:0,255:1"),
     )
     (folder / "mask.jpg").rename(folder / "mask.png")
     fails(folder, 1, r"mask\.png is a JPEG", "photo.png", "mask.png")
     smooth = np.random.default_rng(0).integers(0, 255, truth.shape).astype(np.uint8)
     Image.fromarray(smooth).save(folder / "smooth.png")
-    fails(folder, 1, r"hold 2\d\d different values, as a picture that was compressed", "photo.png", "smooth.png")
-    trimap = np.where(np.arange(WIDTH) < 3, 128, 255 * truth).astype(np.uint8)
-    Image.fromarray(trimap).save(folder / "trimap.png")
-    fails(folder, 1, rf"labels are 0, 128, 255, as a mask's in grey: .*{VALUES}", "photo.png", "trimap.png")
     fails(
         folder,
         1,
-        r"non-empty \(H, W\) array, had shape \(3, 40, 56\)",
+        r"number of different values is 2\d\d, as of a picture that was",
+        "photo.png",
+        "smooth.png",
+    )
+    trimap = np.where(np.arange(WIDTH) < 3, 128, 255 * truth).astype(np.uint8)
+    Image.fromarray(trimap).save(folder / "trimap.png")
+    fails(folder, 1, rf"labels: values are 0, 128, 255, as a mask's in grey, .*{VALUES}", "photo.png", "trimap.png")
+    fails(
+        folder,
+        1,
+        r"labels: shape is \(3, 40, 56\), should be \(H, W\)",
         *("photo.png", "logits.npy", "--kind", "labels"),
     )
     np.save(folder / "half.npy", truth / 2)
-    fails(folder, 1, "labels must be whole numbers, were fractions", "photo.png", "half.npy", "--kind", "labels")
+    fails(
+        folder,
+        1,
+        "labels: values are fractions, NaN or Inf, should be whole",
+        "photo.png",
+        "half.npy",
+        "--kind",
+        "labels",
+    )
 
 
 def test_destinations_that_are_no_files(folder):
     (folder / "device.png").symlink_to("/dev/null")
-    fails(folder, 2, "output must be a regular file", "photo.png", "logits.npy", "--overlay", "device.png")
+    fails(
+        folder,
+        2,
+        "output: is .*, should be a regular file",
+        "photo.png",
+        "logits.npy",
+        "--overlay-to",
+        "device.png",
+    )
     (folder / "link.png").symlink_to("photo.png")
-    fails(folder, 2, "is an input and would be overwritten", "photo.png", "logits.npy", "--overlay", "link.png")
+    fails(folder, 2, "is an input and would be overwritten", "photo.png", "logits.npy", "--overlay-to", "link.png")
 
 
 def test_more_pixels_than_can_be(folder, monkeypatch):
@@ -228,24 +260,24 @@ def test_unexpected_errors_are_one_line_and_debug_shows_more(folder, monkeypatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bi-xy-std", "-1"], r"--bi-xy-std must be a positive number, was -1\.0"),
-        (["--pos-xy-std", "0"], r"--pos-xy-std must be a positive number, was 0\.0"),
-        (["--bi-rgb-std", "nan"], "--bi-rgb-std must be a positive number, was nan"),
-        (["--pos-w", "inf"], "--pos-w must be a finite number, was inf"),
-        (["--iterations", "-1"], "--iterations must not be negative, was -1"),
-        (["--preset", "voc"], "--preset must be one of deeplab, irn, psa, afa, was 'voc'"),
-        (["--kind", "odds"], "--kind must be auto, logits, probabilities, sigmoid or labels, was 'odds'"),
-        (["--gt-prob", "1"], r"--gt-prob must lie strictly between 0 and 1, was 1\.0"),
+        (["--bi-xy-std", "-1"], r"--bi-xy-std: is -1\.0, should be a positive number"),
+        (["--pos-xy-std", "0"], r"--pos-xy-std: is 0\.0, should be a positive number"),
+        (["--bi-rgb-std", "nan"], "--bi-rgb-std: is nan, should be a positive number"),
+        (["--pos-w", "inf"], "--pos-w: is inf, should be a finite number"),
+        (["--iterations", "-1"], "--iterations: is -1, should be at least 0"),
+        (["--preset", "voc"], "--preset: is 'voc', should be deeplab, irn, psa or afa"),
+        (["--kind", "odds"], "--kind: is 'odds', should be auto, logits, probabilities, sigmoid or labels"),
+        (["--gt-prob", "1"], r"--gt-prob: is 1\.0, should be strictly between 0 and 1"),
         (["--gt-prob", "0.5"], "--gt-prob, --unsure and --values belong to labels"),
         (["--unsure", "0"], "--gt-prob, --unsure and --values belong to labels"),
         (["--values", "0:0,1:1"], "--gt-prob, --unsure and --values belong to labels"),
         (["--values", "0-0"], "--values: is '0-0', should be like 0:0,255:1"),
-        (["--layout", "kwh"], "--layout must be auto, khw or hwk, was 'kwh'"),
-        (["--classes", "0"], "--classes must be 1 to 256, was 0"),
-        (["--threads", "0"], "--threads must be at least 1, was 0"),
-        (["--overlay", "out.npy"], "output must end in"),
-        (["--overlay", "photo.png"], "is an input and would be overwritten"),
-        (["--overlay", "out.png"], "--overlay and --out must differ"),
+        (["--layout", "kwh"], "--layout: is 'kwh', should be auto, khw or hwk"),
+        (["--classes", "0"], "--classes: is 0, should be 1 to 256"),
+        (["--threads", "0"], "--threads: is 0, should be at least 1"),
+        (["--overlay-to", "out.npy"], "--overlay-to: is 'out.npy', should be a name that ends in"),
+        (["--overlay-to", "photo.png"], "is an input and would be overwritten"),
+        (["--overlay-to", "out.png"], "--overlay-to: is .*, should be another file than --out"),
     ],
 )
 def test_wrong_options(folder, options, message):
@@ -262,9 +294,9 @@ def test_wrong_options_for_labels(folder):
 def test_wrong_destination(folder, out):
     before = (folder / "photo.png").read_bytes()
     words = ["crf", str(folder / "photo.png"), str(folder / "logits.npy"), "-o", str(folder / out)]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(app.app, words)
     assert result.exit_code == 2
-    assert "--out must end in .png" in result.stderr or "would be overwritten" in result.stderr
+    assert "should be a name that ends in .png" in result.stderr or "would be overwritten" in result.stderr
     assert (folder / "photo.png").read_bytes() == before
 
 

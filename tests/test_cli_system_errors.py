@@ -156,8 +156,8 @@ def test_train_that_diverges(folder):
         (2, r"--weights is missing, and .*/empty has neither best\.pth nor last\.pth", ["--set", "output={f}/empty"]),
         (2, r"--device: is 'gpu', should be auto, cpu or cuda$", ["--device", "gpu"]),
         (1, r"list of the split 'extra' not found", ["--split", "extra"]),
-        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg"]),
-        (1, r"output must be a folder, .*broken\.jpg is a file$", ["--save-png", "{f}/broken.jpg/labels"]),
+        (1, r"folder of the output: is the file .*broken\.jpg, should be a folder$", ["-o", "{f}/broken.jpg"]),
+        (1, r"output: is the file .*broken\.jpg, should be a folder$", ["--save-png", "{f}/broken.jpg/labels"]),
         (1, r"crf\.preset: is 'voc': input should be 'deeplab'", ["--crf", "--set", "crf.preset=voc"]),
     ],
 )
@@ -179,7 +179,10 @@ def test_eval(folder, code, message, words):
             ["eval", "--save-png", "{f}/linked"],
         ),
         (r"eval\.json would lie in .*JPEGImages, which is read from", ["eval", "-o", "{f}/set/JPEGImages"]),
-        (r"must be a regular file, /dev/null is", ["crf-eval", "--logits", "{f}/empty", "-o", "/dev/null"]),
+        (
+            r"/dev/null, .* should be a regular file",
+            ["crf-eval", "--logits", "{f}/empty", "-o", "/dev/null"],
+        ),
         (r"config\.yaml is an input", ["crf-eval", "--logits", "{f}/empty", "-o", "{f}/config.yaml"]),
         (
             r"val\.txt is an input",
@@ -200,15 +203,19 @@ def test_inputs_are_not_overwritten(folder, message, words):
 @pytest.mark.parametrize(
     ("code", "message", "words"),
     [
-        (2, r"--kind must be auto, logits, probabilities or sigmoid, was 'labels'$", ["--kind", "labels"]),
-        (2, r"--layout must be auto, khw or hwk, was 'last'$", ["--layout", "last"]),
-        (2, r"--bi-xy-std must be numbers separated by commas, was '3,x'$", ["--bi-xy-std", "3,x"]),
-        (2, r"--pos-xy-std must be a positive number, was 0", ["--pos-xy-std", "1,0"]),
-        (2, r"--iterations must be whole numbers separated by commas, was '2\.5'$", ["--iterations", "2.5"]),
+        (2, r"--kind: is 'labels', should be auto, logits, probabilities or sigmoid$", ["--kind", "labels"]),
+        (2, r"--layout: is 'last', should be auto, khw or hwk$", ["--layout", "last"]),
+        (2, r"--bi-xy-std: is '3,x', should be numbers separated by commas$", ["--bi-xy-std", "3,x"]),
+        (2, r"--pos-xy-std: is 0\.0, should be a positive number", ["--pos-xy-std", "1,0"]),
+        (2, r"--iterations: is '2\.5', should be whole numbers separated by commas$", ["--iterations", "2.5"]),
         (1, r"folder not found: .*/none$", ["--logits", "{f}/none"]),
         (1, r"/empty has no file for any image of the set", []),
-        (1, r"output's folder must be one, .*broken\.jpg is a file$", ["-o", "{f}/broken.jpg/table.csv"]),
-        (1, r"output must be a file, .*/empty is a folder$", ["-o", "{f}/empty"]),
+        (
+            1,
+            r"folder of the output: is the file .*broken\.jpg, should be a folder$",
+            ["-o", "{f}/broken.jpg/table.csv"],
+        ),
+        (1, r"output: is the folder .*/empty, should be a file$", ["-o", "{f}/empty"]),
     ],
 )
 def test_crf_eval(folder, code, message, words):
@@ -219,7 +226,7 @@ def test_crf_eval(folder, code, message, words):
     ("code", "message", "words"),
     [
         (1, r"image or folder not found: .*none\.jpg$", ["{f}/none.jpg"]),
-        (1, r"the folder .*/empty holds no image", ["{f}/empty"]),
+        (1, r"folder is .*/empty, without images", ["{f}/empty"]),
         (1, r"image .*broken\.jpg is no readable picture$", ["{f}/broken.jpg"]),
         (
             1,
@@ -241,9 +248,9 @@ def test_predict(folder, code, message, words):
 @pytest.mark.parametrize(
     ("code", "message", "words"),
     [
-        (2, r"--out must end in \.pth, was .*new\.pt$", ["{f}/seven.pth", "-o", "{f}/new.pt"]),
+        (2, r"--out: is .*new\.pt', should be a name that ends in \.pth$", ["{f}/seven.pth", "-o", "{f}/new.pt"]),
         (2, r"seven\.pth is an input and would be overwritten$", ["{f}/seven.pth", "-o", "{f}/empty/../seven.pth"]),
-        (2, r"--model must be one of .*, was 'resnet'$", ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "resnet"]),
+        (2, r"--model: is 'resnet', should be one of ", ["{f}/seven.pth", "-o", "{f}/new.pth", "--model", "resnet"]),
         (2, r"--classes is missing, and the names in .*other\.pth do not tell", ["{f}/other.pth", "-o", "{f}/new.pth"]),
         (1, r"weights not found: .*none\.pth$", ["{f}/none.pth", "-o", "{f}/new.pth"]),
         (1, r"folder of the output not found: .*/away$", ["{f}/seven.pth", "-o", "{f}/away/new.pth"]),
@@ -278,7 +285,8 @@ def test_missing_packages(folder, monkeypatch, module, package):
     """They are missed before the work, not after it."""
     monkeypatch.setitem(sys.modules, module, None)
     if module == "yaml":
-        monkeypatch.delitem(sys.modules, "deeplab_fast.config")  # which imports it
+        for name in ("deeplab_fast.config", "deeplab_fast.config.schema"):  # which import it
+            monkeypatch.delitem(sys.modules, name)
     fails(folder, 1, f": {package} {INSTALL}", "eval", *CONFIG_WORDS)
 
 
@@ -313,7 +321,7 @@ def python(code):
 def test_missing_torch(folder):
     words = [["predict", "x.jpg", "-w", "x.pth", "-o", "out"], ["convert", "x.pth", "-o", f"{folder}/new.pth"]]
     code = (
-        "import sys; sys.modules['torch'] = None\nfrom deeplab_fast.cli import app\n"
+        "import sys; sys.modules['torch'] = None\nfrom deeplab_fast.commands.app import app\n"
         f"for words in {words!r}:\n"
         "    try: app(words)\n"
         "    except SystemExit as end: assert end.code == 1\n"
@@ -327,7 +335,7 @@ def test_missing_torch(folder):
 
 def test_help_answers_without_the_packages():
     code = (
-        "import sys\nfrom deeplab_fast.cli import app\n"
+        "import sys\nfrom deeplab_fast.commands.app import app\n"
         f"for words in [[], *([name] for name in {COMMANDS!r})]:\n"
         "    try: app([*words, '--help'])\n"
         "    except SystemExit as end: assert not end.code\n"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deeplab_fast import from_config
-from deeplab_fast.config import Config, DataConfig, parse_config, read_config
+from deeplab_fast.config import Config, DataConfig, build, device, parse_config, read_config
 from deeplab_fast.crf import PRESETS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -28,11 +27,11 @@ def test_there_are_configurations():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_read(path):
     config = read_config(path)
-    assert from_config.make_crf(config.crf) is not None
+    assert build.make_crf(config.crf) is not None
     again = parse_config(config.model_dump(mode="json"), "checkpoint")
     assert again == config
     with torch.device("meta"):
-        from_config.make_model(config.model.model_copy(update={"weights": None}), 3)
+        build.make_model(config.model.model_copy(update={"weights": None}), 3)
 
 
 def test_defaults_are_the_published_recipe(tmp_path):
@@ -129,17 +128,17 @@ def test_overrides_replace_entries(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("training.lr", "--set: is 'training.lr', should be like training.lr=0.001"),
-        ("=3", "--set: is '=3'"),
-        ("training..lr=3", "--set: is 'training..lr=3'"),
-        ("training.lr.more=3", "training.lr.more is no entry, lr is no section"),
-        ("training.lr=[", "the value of training.lr is no YAML"),
+        ("training.lr", "overrides: is 'training.lr', should be like training.lr=0.001"),
+        ("=3", "overrides: is '=3'"),
+        ("training..lr=3", "overrides: is 'training..lr=3'"),
+        ("training.lr.more=3", "should be about an entry, lr is no section"),
+        ("training.lr=[", "should be YAML after the ="),
         ("training.lr=-1", "training.lr: is -1"),
         ("training.rate=1", "training.rate: is unknown"),
     ],
 )
 def test_wrong_overrides(tmp_path, override, said):
-    with pytest.raises(ValueError, match=r"^(--set|configuration)") as caught:
+    with pytest.raises(ValueError, match=r"^(overrides|configuration)") as caught:
         read_config(written(tmp_path, DATA + "training: {lr: 0.1}"), [override])
     assert said in str(caught.value)
 
@@ -150,43 +149,43 @@ def test_wrong_overrides(tmp_path, override, said):
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert from_config.device_of("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: is 'cuda', but torch finds no GPU"):
-        from_config.device_of("cuda")
+    assert device.device_of("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device: is 'cuda', should be one of the 0 GPUs that torch finds"):
+        device.device_of("cuda")
     with pytest.raises(ValueError, match="device: is 'graphics'"):
-        from_config.device_of("graphics")
+        device.device_of("graphics")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert from_config.device_of("auto") == torch.device("cuda:0")
+    assert device.device_of("auto") == torch.device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert from_config.device_of("auto") == from_config.device_of("cuda") == torch.device("cuda:3")
-    assert from_config.device_of("cuda:1") == torch.device("cuda:1")
+    assert device.device_of("auto") == device.device_of("cuda") == torch.device("cuda:3")
+    assert device.device_of("cuda:1") == torch.device("cuda:1")
 
 
 def test_shapes_are_written_once(tmp_path):
     entries = {"kind": "shapes", "root": str(tmp_path / "new" / "set"), "generate": {"train": 2, "val": 1}}
     config = parse_config({"data": entries}, "test")
     assert isinstance(config, Config)
-    assert len(from_config.make_dataset(config.data, "train")) == 2
+    assert len(build.make_dataset(config.data, "train")) == 2
     marker = tmp_path / "new" / "set" / "shapes.json"
     before = marker.stat().st_mtime_ns
-    assert len(from_config.make_dataset(config.data, "val")) == 1
+    assert len(build.make_dataset(config.data, "val")) == 1
     assert marker.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_crf_presets(name):
     crf = parse_config({"data": {"kind": "voc12", "root": "x"}, "crf": {"preset": name, "iterations": 3}}, "test").crf
-    assert "iterations=3" in repr(from_config.make_crf(crf))
+    assert "iterations=3" in repr(build.make_crf(crf))
 
 
 def test_another_set_of_shapes_is_not_taken_for_the_one_wanted(tmp_path):
     entries = {"kind": "shapes", "root": tmp_path / "set", "generate": {"train": 2, "val": 1, "size": (64, 48)}}
-    assert len(from_config.make_dataset(DataConfig(**entries), "train")) == 2
+    assert len(build.make_dataset(DataConfig(**entries), "train")) == 2
     entries["generate"]["train"] = 3
     with pytest.raises(ValueError, match=r"set: was made with train 2, should have train 3: delete it, or choose"):
-        from_config.make_dataset(DataConfig(**entries), "train")
+        build.make_dataset(DataConfig(**entries), "train")
 
 
 def test_entries_of_another_kind_are_refused():

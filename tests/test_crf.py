@@ -42,23 +42,23 @@ def test_parameters_take_overrides_and_leave_out_none():
     params = crf.parameters("irn", bi_w=7.0, iterations=3, pos_w=None)
     assert (params.bi_w, params.iterations, params.pos_w, params.bi_xy_std) == (7, 3, 3, 50)
     assert crf.parameters(params) is not None
-    with pytest.raises(ValueError, match="preset must be one of deeplab, irn, psa, afa, was 'voc'"):
+    with pytest.raises(ValueError, match="preset: is 'voc', should be deeplab, irn, psa or afa"):
         crf.parameters("voc")
 
 
 @pytest.mark.parametrize("name", ["pos_xy_std", "bi_xy_std", "bi_rgb_std"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
 def test_sigmas_must_be_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a positive number, was"):
+    with pytest.raises(ValueError, match=f"{name}: is .*, should be a positive number"):
         crf.CRFParameters(**{name: value})
 
 
 def test_other_parameters_are_checked():
-    with pytest.raises(ValueError, match="bi_w must be a finite number, was nan"):
+    with pytest.raises(ValueError, match="bi_w: is nan, should be a finite number"):
         crf.CRFParameters(bi_w=float("nan"))
-    with pytest.raises(ValueError, match="iterations must not be negative, was -1"):
+    with pytest.raises(ValueError, match="iterations: is -1, should be at least 0"):
         crf.CRFParameters(iterations=-1)
-    with pytest.raises(TypeError, match=r"iterations must be a whole number, was 2\.5"):
+    with pytest.raises(TypeError, match=r"iterations: is 2\.5, should be a whole number"):
         crf.CRFParameters(iterations=2.5)
 
 
@@ -67,7 +67,7 @@ def test_other_parameters_are_checked():
 
 def test_refined_labels_follow_the_picture():
     image, prob, truth = scene()
-    Q = crf.densecrf(image, prob, crf.parameters("psa", bi_xy_std=20))
+    Q = crf.refine(image, prob, crf.parameters("psa", bi_xy_std=20))
     assert Q.shape == prob.shape
     assert Q.dtype == np.float32
     assert Q.flags.c_contiguous
@@ -75,6 +75,13 @@ def test_refined_labels_follow_the_picture():
     before, after = (prob.argmax(0) == truth).mean(), (Q.argmax(0) == truth).mean()
     assert before < 0.85
     assert after > 0.99
+
+
+def test_former_name():
+    image, prob, _ = scene()
+    with pytest.warns(DeprecationWarning, match="is now called refine"):
+        Q = crf.densecrf(image, prob, "irn")
+    np.testing.assert_array_equal(Q, crf.refine(image, prob, "irn"))
 
 
 def test_agrees_with_pydensecrf():
@@ -88,7 +95,7 @@ def test_agrees_with_pydensecrf():
     theirs.addPairwiseGaussian(sxy=params.pos_xy_std, compat=params.pos_w)
     theirs.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image, compat=params.bi_w)
     expected = np.array(theirs.inference(10)).reshape(prob.shape)
-    np.testing.assert_allclose(crf.densecrf(image, prob, "irn"), expected, atol=1e-3)
+    np.testing.assert_allclose(crf.refine(image, prob, "irn"), expected, atol=1e-3)
 
 
 def test_built_crf_can_be_used_again():
@@ -100,40 +107,40 @@ def test_built_crf_can_be_used_again():
 
 def test_kernels_of_weight_zero_leave_the_probabilities():
     image, prob, _ = scene()
-    Q = crf.densecrf(image, prob, crf.CRFParameters(pos_w=0, bi_w=0))
+    Q = crf.refine(image, prob, crf.CRFParameters(pos_w=0, bi_w=0))
     np.testing.assert_allclose(Q, prob, atol=1e-5)
 
 
 def test_accepts_any_strides_and_float_types():
     image, prob, _ = scene()
-    expected = crf.densecrf(image, prob)
+    expected = crf.refine(image, prob)
     mirrored = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
     wide = np.ascontiguousarray(prob.transpose(1, 2, 0)).transpose(2, 0, 1)
-    np.testing.assert_array_equal(crf.densecrf(mirrored, wide), expected)
-    np.testing.assert_allclose(crf.densecrf(image, prob.astype(np.float64)), expected, atol=1e-6)
+    np.testing.assert_array_equal(crf.refine(mirrored, wide), expected)
+    np.testing.assert_allclose(crf.refine(image, prob.astype(np.float64)), expected, atol=1e-6)
 
 
 def test_input_is_left_alone():
     image, prob, _ = scene()
     kept = image.copy(), prob.copy()
-    crf.densecrf(image, prob)
+    crf.refine(image, prob)
     np.testing.assert_array_equal(image, kept[0])
     np.testing.assert_array_equal(prob, kept[1])
 
 
 def test_bad_images_and_probabilities():
     image, prob, _ = scene()
-    with pytest.raises(TypeError, match="image must be uint8, was float64"):
-        crf.densecrf(image / 255, prob)
-    with pytest.raises(ValueError, match=r"image must be a non-empty \(H, W, 3\) array, had shape \(40, 50\)"):
-        crf.densecrf(image[..., 0], prob)
-    with pytest.raises(ValueError, match=r"prob must have shape \(K, 40, 50\) as the image, had \(3, 50, 40\)"):
-        crf.densecrf(image, prob.transpose(0, 2, 1))
-    with pytest.raises(ValueError, match=r"prob must lie in 0\.\.1, was -2\.998 to"):
-        crf.densecrf(image, prob - 3)
+    with pytest.raises(TypeError, match="image: dtype is float64, should be uint8"):
+        crf.refine(image / 255, prob)
+    with pytest.raises(ValueError, match=r"image: shape is \(40, 50\), should be \(H, W, 3\), not empty"):
+        crf.refine(image[..., 0], prob)
+    with pytest.raises(ValueError, match=r"prob: shape is \(3, 50, 40\), should be \(K, 40, 50\), as the image"):
+        crf.refine(image, prob.transpose(0, 2, 1))
+    with pytest.raises(ValueError, match=r"prob: values are -2\.998 to"):
+        crf.refine(image, prob - 3)
     prob[1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match=r"prob must lie in 0\.\.1, was nan"):
-        crf.densecrf(image, prob)
+    with pytest.raises(ValueError, match=r"prob: values are nan"):
+        crf.refine(image, prob)
 
 
 # --------------------------------------------------------------------------------- probabilities from scores
@@ -166,18 +173,18 @@ def test_scores_do_not_change_their_input():
 
 def test_bad_scores():
     scores = np.zeros((2, 3, 4))
-    with pytest.raises(TypeError, match="scores must be floating-point numbers, were int64"):
+    with pytest.raises(TypeError, match="scores: dtype is int64, should be floating"):
         crf.probabilities_from_scores(np.zeros((2, 3, 4), np.int64))
-    with pytest.raises(ValueError, match=r"non-empty \(K, H, W\) array, had shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"scores: shape is \(3, 4\), should be \(K, H, W\), not empty"):
         crf.probabilities_from_scores(scores[0])
-    with pytest.raises(ValueError, match=r"had shape \(0, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"shape is \(0, 3, 4\)"):
         crf.probabilities_from_scores(scores[:0])
-    with pytest.raises(ValueError, match="kind must be auto, logits, probabilities or sigmoid, was 'odds'"):
+    with pytest.raises(ValueError, match="kind: is 'odds', should be auto, logits, probabilities or sigmoid"):
         crf.probabilities_from_scores(scores, "odds")
-    with pytest.raises(ValueError, match=r"must lie in 0\.\.1, were 3 to 3"):
+    with pytest.raises(ValueError, match=r"values are 3 to 3, should be in 0\.\.1"):
         crf.probabilities_from_scores(scores + 3, "probabilities")
     scores[0, 0, :2] = np.nan, np.inf
-    with pytest.raises(ValueError, match="scores must be finite, 2 of 24 values were NaN or Inf"):
+    with pytest.raises(ValueError, match="scores: values are NaN or Inf in 2 of 24 places, should be finite"):
         crf.probabilities_from_scores(scores)
 
 
@@ -224,19 +231,19 @@ def test_one_class_is_certain():
 
 def test_bad_labels():
     labels = np.array([[0, 5], [1, 255]])
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2 \(classes = 3\) or be unsure, found 5"):
+    with pytest.raises(ValueError, match=r"labels: values are 5, should be in 0\.\.2, there being 3 classes"):
         crf.probabilities_from_labels(labels, 3)
-    with pytest.raises(ValueError, match="found -1"):
+    with pytest.raises(ValueError, match="values are -1, 254"):
         crf.probabilities_from_labels(labels - 1, 6)
-    with pytest.raises(TypeError, match="labels must be integers, were float64"):
+    with pytest.raises(TypeError, match="labels: dtype is float64, should be integers"):
         crf.probabilities_from_labels(labels.astype(float), 6)
-    with pytest.raises(ValueError, match="gt_prob must lie strictly between 0 and 1, was 1"):
+    with pytest.raises(ValueError, match="gt_prob: is 1, should be strictly between 0 and 1"):
         crf.probabilities_from_labels(labels, 6, 1)
-    with pytest.raises(ValueError, match="classes must be at least 1, was 0"):
+    with pytest.raises(ValueError, match="classes: is 0, should be at least 1"):
         crf.probabilities_from_labels(labels, 0)
-    with pytest.raises(ValueError, match=r"had shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"shape is \(4,\)"):
         crf.probabilities_from_labels(labels.ravel(), 6)
-    with pytest.raises(ValueError, match="unsure leaves no class"):
+    with pytest.raises(ValueError, match=r"unsure: is \[0\], should be such that one"):
         crf.probabilities_from_labels(np.zeros((2, 2), int), 1, unsure=0)
 
 
@@ -244,7 +251,7 @@ def test_works_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np; from deeplab_fast import crf\n"
-        "Q = crf.densecrf(np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5))\n"
+        "Q = crf.refine(np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5))\n"
         "assert Q.shape == (2, 4, 5)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -77,7 +77,7 @@ def test_values_that_have_no_meaning(tmp_path, options, said):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({0: 0, 255: 2}, "label_values: 255 is class 2, should be 0 to 1, or ignored"),
+        ({0: 0, 255: 2}, "label_values: meaning of 255 is 2, should be a class from 0 to 1, or ignored"),
         ({0: -1}, "label_values: 0: is -1, should be at least 0"),
         ({-1: 0}, "label_values: is -1, should be at least 0"),
     ],

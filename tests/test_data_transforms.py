@@ -99,7 +99,7 @@ def test_to_network():
 
 
 def test_to_network_errors():
-    with pytest.raises(TypeError, match="image: is float64, should be a uint8 array"):
+    with pytest.raises(TypeError, match="image: type is float64, should be a uint8 array"):
         data.to_network(np.zeros((2, 2, 3)))
     with pytest.raises(ValueError, match=r"image: shape is \(2, 2\), should be \(H, W, 3\)"):
         data.to_network(np.zeros((2, 2), np.uint8))
@@ -193,9 +193,9 @@ def test_training_transform_errors():
     with pytest.raises(ValueError, match="mean_bgr: is"):
         data.TrainingTransform(mean_bgr=(1, 2))
     image = np.zeros((4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="sample a: has no labels"):
+    with pytest.raises(ValueError, match="a: labels: is None, should be there"):
         data.TrainingTransform()(data.Sample(image, None, "a"), generator)
-    with pytest.raises(ValueError, match=r"labels of a: shape is \(4, 5\), should be \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"a: labels: shape is \(4, 5\), should be \(4, 4\)"):
         data.TrainingTransform()(data.Sample(image, np.zeros((4, 5), np.int64), "a"), generator)
 
 
@@ -240,9 +240,9 @@ def test_sampler_goes_on_where_it_was():
     later = data.ShuffledSampler(9, seed=2, rank=1, world=2)
     later.load_state_dict(sampler.state_dict())
     assert list(islice(later, 12)) == whole[17::2]
-    with pytest.raises(ValueError, match="state: has seed 2, should have 3"):
+    with pytest.raises(ValueError, match="state: seed is 2, should be 3"):
         data.ShuffledSampler(9, seed=3).load_state_dict(sampler.state_dict())
-    with pytest.raises(ValueError, match="state: has length 9, should have 8"):
+    with pytest.raises(ValueError, match="state: length is 9, should be 8"):
         data.ShuffledSampler(8, seed=2).load_state_dict(sampler.state_dict())
 
 

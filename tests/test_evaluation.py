@@ -14,10 +14,8 @@ from PIL import Image
 from torch import nn
 
 from deeplab_fast import pictures
-from deeplab_fast.evaluation import Predictor, collect_images
+from deeplab_fast.evaluation import Predictor, collect_images, evaluate, predict
 from deeplab_fast.evaluation.batching import same_key
-from deeplab_fast.evaluation.evaluate import evaluate
-from deeplab_fast.evaluation.predict import predict
 from deeplab_fast.evaluation.predictor import NotFiniteError
 
 
@@ -190,7 +188,7 @@ def test_a_failing_run_leaves_no_partial_files(tmp_path):
         ({"rank": 2, "world": 2}, r"rank: is 2, should be in 0\.\.1, world being 2"),
         ({"with_crf": True}, "with_crf: is True, should be False for a predictor without a CRF"),
         ({"on_problem": "ignore"}, "on_problem: is 'ignore', should be 'raise' or 'skip'"),
-        ({"logits_dtype": np.int8}, "logits_dtype: is int8, should be float16 or float32"),
+        ({"logits_dtype": np.int8}, "logits_dtype: is 'int8', should be float16 or float32"),
     ],
 )
 def test_refuses_options(options, message):
@@ -202,15 +200,15 @@ def test_refuses_options(options, message):
 def test_refuses_names_that_would_be_written_elsewhere_or_twice(tmp_path, name):
     dataset = FakeDataset(2)
     dataset.names[0] = name
-    with pytest.raises(ValueError, match=f"dataset: has the name {name!r}"):
+    with pytest.raises(ValueError, match=f"dataset: name is {name!r}"):
         evaluate(Predictor(Colours(), 4), dataset, save_png=tmp_path / "out")
     assert files(tmp_path) == []
 
 
 def test_refuses_sets_that_do_not_fit_the_network():
-    with pytest.raises(ValueError, match="dataset: has 4 classes, should have 5, as the network"):
+    with pytest.raises(ValueError, match="dataset: number of classes is 4, should be 5, as the network"):
         evaluate(Predictor(Colours(), 5), FakeDataset(2))
-    with pytest.raises(ValueError, match="dataset: is empty"):
+    with pytest.raises(ValueError, match="dataset: number of images is 0"):
         evaluate(Predictor(Colours(), 4), FakeDataset(0))
 
 
@@ -287,9 +285,9 @@ def test_collect_images_finds_nothing(photos):
     with pytest.raises(FileNotFoundError, match=r"paths: image or folder not found: .*missing"):
         collect_images([photos, photos / "missing"])
     (photos / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"paths: the folder .*empty holds no image, should hold \.jpg"):
+    with pytest.raises(ValueError, match=r"paths: folder is .*empty, without images, should be one that holds \.jpg"):
         collect_images(photos / "empty")
-    with pytest.raises(ValueError, match="paths: is empty"):
+    with pytest.raises(ValueError, match="paths: is \[\]"):
         collect_images([])
 
 
@@ -405,4 +403,4 @@ def test_predict_refuses_before_any_work(photos, tmp_path):
     refused(r"photo0-overlay\.png and .*photo0\.png would both be written", photos, overlay=True)
     refused("overlay: is 'gif'", photos, overlay="gif")
     refused("on_error: is 'ignore'", photos, on_error="ignore")
-    refused("is a file, should be a folder", photos / "photo0.png", photos / "notes.txt")
+    refused("should be a folder, not a file", photos / "photo0.png", photos / "notes.txt")

@@ -82,7 +82,7 @@ def test_picture_shows_every_class(K: int):
 def test_report_is_whole_or_not_at_all(tmp_path):
     pytest.importorskip("matplotlib")
     matrix = filled(4)
-    with pytest.raises(ValueError, match="classes: are 3, should be 4, as in the scores"):
+    with pytest.raises(ValueError, match="classes: number of names is 3, should be 4, as in the scores"):
         report.write_report(tmp_path, "val", matrix.scores(), matrix, CLASSES[:3])
     with pytest.raises(ValueError, match="JSON"):
         report.write_report(tmp_path, "val", matrix.scores(), matrix, CLASSES, extra={"loss": float("nan")})

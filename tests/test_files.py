@@ -71,7 +71,7 @@ def test_only_regular_files_are_replaced(tmp_path):
     (tmp_path / "device").symlink_to("/dev/null")
     for path in (tmp_path / "pipe", tmp_path / "device", Path("/dev/null")):
         for write in (check_destination, lambda path: atomic_write(path, lambda file: file.write(b"x"))):
-            with pytest.raises(DestinationError, match=r"must be a regular file, .* is a device, a pipe or a socket"):
+            with pytest.raises(DestinationError, match=r"output: is .*, a device, .* should be a regular file"):
                 write(path)
     assert Path("/dev/null").is_char_device()
     assert names(tmp_path) == ["device", "pipe"]
@@ -213,14 +213,15 @@ def test_a_new_file_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, mo
 
 COMMAND = """
 import sys, time
-from deeplab_fast import cli, crf
+from deeplab_fast import crf
+from deeplab_fast.commands import app
 
 def slow(*_):
     from deeplab_fast.files import atomic_write
     atomic_write(sys.argv[-1], lambda file: (print("writing", flush=True), time.sleep(100)))
 
 crf.build = slow
-cli.main()
+app.main()
 """
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deeplab_fast.label_values import LabelValues
 from deeplab_fast.pictures import IGNORED
+from deeplab_fast.pictures.label_values import LabelValues
 
 
 def test_a_mask_of_0_and_255_is_two_classes():
@@ -19,7 +19,7 @@ def test_values_may_be_ignored():
 
 
 def test_a_value_that_is_not_named_is_an_error():
-    with pytest.raises(ValueError, match="labels hold 3, 4, which values does not name: 0:0,255:1"):
+    with pytest.raises(ValueError, match="labels: values are 3, 4, should be named in values, which is 0:0,255:1"):
         LabelValues.parse("0:0,255:1").apply(np.array([[0, 4, 3]]))
 
 

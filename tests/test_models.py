@@ -156,7 +156,7 @@ def test_sizes_of_unet_as_published():
     assert sizes("unet", (1, 1, 572, 572), **options) == [(1, 21, 388, 388)]
     assert sizes("unet", (1, 1, 188, 204), **options) == [(1, 21, 4, 20)]
     for size in (571, 576, 172):  # what a pool would not halve, and what leaves nothing
-        with pytest.raises(ValueError, match=rf"x: is {size} x 572, without padding .* 188, 204, … 572"):
+        with pytest.raises(ValueError, match=rf"x: size is {size} x 572, should be 188, 204, … 572"):
             sizes("unet", (1, 1, size, 572), **options)
 
 
@@ -235,7 +235,7 @@ def test_create():
         models.create("resnet", 21)
     with pytest.raises(TypeError, match=r"options: is 'padded', should be one of msc, rates"):
         models.create("deeplabv2_vgg16", 21, padded=True)
-    with pytest.raises(TypeError, match=r"options: is 'msc', fcn32s_vgg16 has none"):
+    with pytest.raises(TypeError, match=r"options: is 'msc', should be left out, fcn32s_vgg16 has none"):
         models.create("fcn32s_vgg16", 21, msc=True)
 
 

@@ -97,7 +97,7 @@ def test_arrays_come_back_without_gradients():
 
 
 def test_refuses_another_number_of_classes():
-    with pytest.raises(ValueError, match=r"prob: shape is \(2, 4, 9, 11\), should have the layer's 3 classes"):
+    with pytest.raises(ValueError, match=r"prob: shape is \(2, 4, 9, 11\), should be that of the layer's 3 classes"):
         learnable()(*inputs(labels=4))
 
 

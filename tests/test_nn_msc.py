@@ -87,7 +87,7 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"x: shape is \(1, 3, 9, 1\), .* at least 1 at scales \(0\.5, 0\.75\)"):
         module(torch.zeros(1, 3, 9, 1))
     module.base = nn.MSC(base())  # a list, in training
-    with pytest.raises(TypeError, match="base: returned a list, should return a tensor"):
+    with pytest.raises(TypeError, match="base: output is a list, should be a tensor"):
         module(torch.zeros(1, 3, 33, 33))
 
 

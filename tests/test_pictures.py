@@ -68,7 +68,7 @@ def test_unreadable_pictures(tmp_path):
     path = tmp_path / "photo.png"
     with pytest.raises(FileNotFoundError, match=r"image not found: .*photo\.png"):
         pictures.read_image(path)
-    with pytest.raises(ValueError, match=r"image must be a picture file, .* is a folder"):
+    with pytest.raises(ValueError, match=r"image .*: is a folder, should be a picture file"):
         pictures.read_image(tmp_path)
     path.write_text("no picture")
     with pytest.raises(ValueError, match=r"image .*photo\.png is no readable picture$"):
@@ -100,7 +100,7 @@ def test_labels_come_back(tmp_path, made):
 
 def test_colour_is_no_label_picture(tmp_path):
     pictures.save_image(tmp_path / "labels.png", PHOTO)
-    with pytest.raises(ValueError, match=r"label picture must be palette or grey, .*labels\.png is RGB"):
+    with pytest.raises(ValueError, match=r"label picture .*labels\.png: mode is RGB, should be palette or grey"):
         pictures.read_labels(tmp_path / "labels.png")
 
 
@@ -138,9 +138,9 @@ def test_panel_puts_pictures_side_by_side():
     assert captioned[:top, :40].min() < 100
     assert captioned[:top, 45:].min() < 200
     assert (captioned[:, 40:45] == 255).all()
-    with pytest.raises(ValueError, match=r"pictures must have one height, had \[40, 50\]"):
+    with pytest.raises(ValueError, match=r"pictures: list of heights is \[40, 50\], should be one height"):
         pictures.panel([left, right[:40]])
-    with pytest.raises(ValueError, match="captions must be 2, as the pictures, were 1"):
+    with pytest.raises(ValueError, match="captions: number is 1, should be 2, as of the pictures"):
         pictures.panel([left, right], ["one"])
 
 
@@ -154,16 +154,16 @@ def test_labels_are_a_palette_png(tmp_path):
         assert picture.mode == "P"
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.reshape(picture.getpalette(), (-1, 3))[:21], pictures.voc_palette()[:21])
-    with pytest.raises(ValueError, match=r"output must end in \.png, as a palette picture, was 'x\.jpg'"):
+    with pytest.raises(ValueError, match=r"path: is 'x\.jpg', should be a name that ends in \.png, as a palette"):
         pictures.save_labels(tmp_path / "x.jpg", LABELS)
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.255, were -1 to"):
+    with pytest.raises(ValueError, match=r"labels: values are -1 to .*, should be in 0\.\.255"):
         pictures.save_labels(tmp_path / "x.png", LABELS - 1 - LABELS.min())
     assert files(tmp_path) == [path.name]
 
 
 def test_unknown_format(tmp_path):
     for name in ("x", "x.npy", "x.docx"):
-        with pytest.raises(ValueError, match="output must end in"):
+        with pytest.raises(ValueError, match="should be a name that ends in"):
             pictures.save_image(tmp_path / name, PHOTO)
     assert files(tmp_path) == []
 
@@ -224,7 +224,7 @@ def test_destinations_are_checked(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="folder of the output not found"):
         check_destination(tmp_path / "absent" / "x.png")
-    with pytest.raises(NotADirectoryError, match="output's folder must be one"):
+    with pytest.raises(NotADirectoryError, match="folder of the output: is the file"):
         check_destination(tmp_path / "file" / "x.png")
-    with pytest.raises(IsADirectoryError, match="output must be a file"):
+    with pytest.raises(IsADirectoryError, match="output: is the folder"):
         check_destination(tmp_path)

@@ -229,13 +229,13 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(
     ("scores", "error", "message"),
     [
-        ([torch.zeros(1, 4, 2, 2)], TypeError, "model: returned a list, should return a tensor of scores"),
+        ([torch.zeros(1, 4, 2, 2)], TypeError, "model: output is a list, should be a tensor of scores"),
         (
             torch.zeros(1, 5, 2, 2),
             ValueError,
-            r"returned the shape \(1, 5, 2, 2\), should be \(N, K, h, w\) with N 1 and K 4",
+            r"output's shape is \(1, 5, 2, 2\), should be \(N, K, h, w\) with N 1 and K 4",
         ),
-        (torch.zeros(1, 4), ValueError, r"returned the shape \(1, 4\)"),
+        (torch.zeros(1, 4), ValueError, r"output's shape is \(1, 4\)"),
         (torch.full((1, 4, 2, 2), torch.nan), ValueError, "returned scores that are NaN or infinite"),
     ],
 )
@@ -247,11 +247,11 @@ def test_refuses_what_the_network_returns(scores, error, message):
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ([np.zeros((4, 4, 3))], TypeError, "images: holds a float64 array, should hold uint8 arrays"),
-        (["a.png"], TypeError, "images: holds a str, should hold uint8 arrays"),
-        ([np.zeros((3, 4, 4), np.uint8)], ValueError, r"images: holds the shape \(3, 4, 4\), should hold \(H, W, 3\)"),
-        ([np.zeros((0, 4, 3), np.uint8)], ValueError, r"images: holds the shape \(0, 4, 3\)"),
-        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], ValueError, "should hold one only"),
+        ([np.zeros((4, 4, 3))], TypeError, "images: one is a float64 array, should be a uint8 array"),
+        (["a.png"], TypeError, "images: one is a str, should be a uint8 array"),
+        ([np.zeros((3, 4, 4), np.uint8)], ValueError, r"images: shape of one is \(3, 4, 4\), should be \(H, W, 3\)"),
+        ([np.zeros((0, 4, 3), np.uint8)], ValueError, r"images: shape of one is \(0, 4, 3\)"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], ValueError, "that of the first"),
     ],
 )
 def test_refuses_images(batch, error, message):
@@ -261,7 +261,7 @@ def test_refuses_images(batch, error, message):
 
 def test_no_images():
     assert Predictor(Colours(), 4).labels([]) == []
-    with pytest.raises(ValueError, match="images: is empty"):
+    with pytest.raises(ValueError, match="images: is \[\]"):
         Predictor(Colours(), 4).probabilities([])
 
 

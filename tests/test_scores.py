@@ -38,17 +38,23 @@ def test_kinds_that_the_numbers_tell(values, kind):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (PROB * 0.9, r"lie in 0\.\.1, but sum to 0\.9 to 0\.9 over the classes: say --kind sigmoid"),
+        (PROB * 0.9, r"sum over the classes is 0\.9 to 0\.9, should be 1, for values in 0\.\.1: say --kind sigmoid"),
         (1 / (1 + np.exp(-LOGITS)), r"--kind sigmoid if each class .*--kind probabilities .* or --kind logits"),
         (np.round(PROB, 2) + 0.01, r"--kind probabilities if they were rounded"),
-        (PROB * 100, r"sum to 100 at every pixel, as probabilities times that number do: divide by it, or say --kind"),
+        (
+            PROB * 100,
+            r"sum over the classes is 100 at every pixel, should be 1, .*: divide by it, or say --kind",
+        ),
         (-np.log(PROB), r"energies, -log\(p\), whose lowest is the likeliest class"),
         (
             RNG.integers(0, 256, (3, 5, 7)).astype(np.float32),
-            r"whole numbers of \d+ to \d+, as a picture's: say --kind",
+            r"whole numbers of \d+ to \d+, as a picture's, should be fractions, unless --kind",
         ),
-        (LOGITS[:1], r"one channel with values of -\d.*: --kind logits takes them as class 1's logit less class 0's"),
-        (np.full((1, 5, 7), 255.0), r"one channel with values of 255 to 255"),
+        (
+            LOGITS[:1],
+            r"values are -\d.*, should be .* one channel: --kind logits takes them as class 1's logit",
+        ),
+        (np.full((1, 5, 7), 255.0), r"values are 255 to 255, should be probabilities, there being one channel"),
     ],
 )
 def test_what_could_be_several_things_is_refused(values, message):
@@ -68,9 +74,9 @@ def test_one_channel_becomes_two_classes():
     found = as_scores(LOGITS[:1], SIZE, kind="logits")
     np.testing.assert_allclose(found.probabilities(), expected, atol=1e-6)
     assert found.values.shape == (2, 5, 7)
-    with pytest.raises(ValueError, match="one class only: --kind sigmoid"):
+    with pytest.raises(ValueError, match="number of classes is 1, should be at least 2; --kind sigmoid"):
         as_scores(SIGMOID, SIZE, kind="probabilities")
-    with pytest.raises(ValueError, match=r"scores given as sigmoid's must lie in 0\.\.1, were -"):
+    with pytest.raises(ValueError, match=r"scores: values are -.*, should be in 0\.\.1, being sigmoid's"):
         as_scores(LOGITS[:1], SIZE, kind="sigmoid")
 
 
@@ -87,18 +93,16 @@ def test_probabilities_that_do_not_sum_to_one_are_divided_by_their_sums():
 
 def test_whole_numbers_in_a_map_are_labels_or_a_hard_sigmoid():
     values = RNG.integers(0, 2, SIZE).astype(np.float32)
-    with pytest.raises(ValueError, match=r"whole numbers only: --kind labels takes them .*, --kind sigmoid"):
+    with pytest.raises(ValueError, match=r"numbers that are all whole: --kind labels takes them .*, --kind sigmoid"):
         as_scores(values, SIZE)
     np.testing.assert_array_equal(as_scores(values, SIZE, kind="sigmoid").probabilities()[1], values)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
 def test_whole_numbers_are_no_scores(dtype):
-    with pytest.raises(
-        TypeError, match=r"must be floating-point numbers, were .*: divide probabilities that were stored"
-    ):
+    with pytest.raises(TypeError, match=r"dtype is .*, should be floating: divide probabilities that were stored"):
         as_scores(np.zeros((3, 5, 7), dtype), SIZE)
-    with pytest.raises(TypeError, match=r"must be floating-point numbers, were complex64$"):
+    with pytest.raises(TypeError, match=r"dtype is complex64, should be floating$"):
         as_scores(np.zeros((3, 5, 7), np.complex64), SIZE)
 
 
@@ -108,7 +112,7 @@ def test_not_finite(value, kind, tmp_path):
     values = PROB.copy()
     values[1, 2, 3] = value
     np.save(tmp_path / "street.npy", values)
-    with pytest.raises(ValueError, match=r"street\.npy: scores must be finite, 1 of 105 values were NaN or Inf"):
+    with pytest.raises(ValueError, match=r"street\.npy: scores: values are NaN or Inf in 1 of 105 places"):
         scores.read_scores(tmp_path / "street.npy", SIZE, kind=kind)
 
 
@@ -135,7 +139,7 @@ def test_classes_first_is_read_and_classes_last_refused(size, stride):
 def test_both_readings_fit():
     values = RNG.normal(size=(64, 64, 64))
     with pytest.raises(
-        ValueError, match=r"may be K×H×W or H×W×K, both readings fit .*: say --layout khw or --layout hwk"
+        ValueError, match=r"should be said to be K×H×W or H×W×K, both readings fit .*: --layout khw or --layout hwk"
     ):
         as_scores(values, (512, 512))
     for layout, expected in (("khw", values), ("hwk", values.transpose(2, 0, 1))):
@@ -152,7 +156,7 @@ def test_probabilities_tell_the_axis():
 def test_other_proportions_than_the_photos():
     """As of a photo that was squashed to a square: only the caller knows."""
     values = RNG.normal(size=(21, 65, 65))
-    with pytest.raises(ValueError, match=r"in neither reading have they the photo's proportions .*: say --layout khw"):
+    with pytest.raises(ValueError, match=r"in neither reading have they the photo's proportions .*: --layout khw"):
         as_scores(values, (375, 500))
     assert as_scores(values, (375, 500), layout="khw").values.shape == (21, 65, 65)
     assert as_scores(values, (375, 500), classes=21).values.shape == (21, 65, 65)
@@ -166,9 +170,9 @@ def test_sizes_that_cannot_be():
     for layout in ("auto", "khw"):
         with pytest.raises(ValueError, match="they must not be larger"):
             as_scores(RNG.normal(size=(3, 80, 112)), SIZE, layout=layout)
-    with pytest.raises(ValueError, match="layout must be auto, khw or hwk, was 'kwh'"):
+    with pytest.raises(ValueError, match="layout: is 'kwh', should be auto, khw or hwk"):
         as_scores(LOGITS, SIZE, layout="kwh")
-    with pytest.raises(ValueError, match=r"non-empty \(K, H, W\) array, had shape \(2, 3, 5, 7\)"):
+    with pytest.raises(ValueError, match=r"shape is \(2, 3, 5, 7\), should be \(K, H, W\), not empty"):
         as_scores(np.stack([LOGITS, LOGITS]), SIZE)
 
 
@@ -181,7 +185,7 @@ def test_files_of_an_image(tmp_path):
     assert scores.find_scores(tmp_path, "a") == tmp_path / "a.npz"
     np.testing.assert_array_equal(scores.read_scores(tmp_path / "a.npz", SIZE).values, LOGITS)
     np.save(tmp_path / "b.npy", np.zeros((3, 5, 7), int))
-    with pytest.raises(TypeError, match=r"b\.npy: scores must be floating-point"):
+    with pytest.raises(TypeError, match=r"b\.npy: scores: dtype is int64, should be floating"):
         scores.read_scores(tmp_path / "b.npy", SIZE)
 
 

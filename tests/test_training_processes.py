@@ -11,7 +11,8 @@ import torch
 from small_trainings import environment, first_weights, logged, make_with_dropout, python, small_config, write_set
 
 from deeplab_fast import evaluation
-from deeplab_fast.from_config import make_dataset, read_weights
+from deeplab_fast.config.build import make_dataset
+from deeplab_fast.config.weights import read_weights
 from deeplab_fast.training import checkpoints, train
 
 TRAIN = """
@@ -68,7 +69,7 @@ from deeplab_fast import evaluation
 from deeplab_fast.config import read_config
 from deeplab_fast.training import TrainingTerminated, train, trainer
 trainer.make_model = make_with_dropout
-evaluate, step, found = evaluation.evaluate.evaluate, trainer.Trainer._step, []
+evaluate, step, found = evaluation.evaluate, trainer.Trainer._step, []
 def comparing(predictor, dataset, **options):
     states = [None, None]
     distributed.all_gather_object(states, predictor.model.state_dict())
@@ -78,7 +79,7 @@ def signalled(self, batches):
     if self.step == 2 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, batches)
-evaluation.evaluate.evaluate, trainer.Trainer._step = comparing, signalled
+evaluation.evaluate, trainer.Trainer._step = comparing, signalled
 try:
     train(read_config(sys.argv[1]), quiet=True, resume="auto")
 except TrainingTerminated as error:
@@ -149,7 +150,7 @@ def test_two_processes_are_one_with_twice_the_batch(root, tmp_path):
     # Of the very same weights, the scores are the same in one process.
     trained = read_weights(together.output / "last.pth")
     validation = make_dataset(together.data, "val")
-    again = evaluation.evaluate.evaluate(evaluation.Predictor(trained.model, validation.num_classes), validation)
+    again = evaluation.evaluate(evaluation.Predictor(trained.model, validation.num_classes), validation)
     assert again.matrix.scores().mean_iou == pytest.approx(first[1], abs=2e-4)  # a pixel of 12,288 on the edge
 
 
@@ -184,6 +185,6 @@ def test_a_signal_to_one_process_ends_all_and_the_scores_are_those_of_the_file(r
     model, _ = make_with_dropout(None, 5)
     model.load_state_dict(best["model"])
     validation = make_dataset(config.data, "val")
-    again = evaluation.evaluate.evaluate(evaluation.Predictor(model, 5), validation)
+    again = evaluation.evaluate(evaluation.Predictor(model, 5), validation)
     [score] = [float(line[3]) for line in logged(config.output) if line[3]]
     assert again.matrix.scores().mean_iou == pytest.approx(score, rel=1e-6)

@@ -127,7 +127,7 @@ def test_nothing_labelled_is_no_loss():
 def test_label_outside_the_classes(label):
     labels = torch.zeros(1, 9, 9, dtype=torch.long)
     labels[0, 4, 4] = label
-    with pytest.raises(ValueError, match=rf"labels: has {label}, should be 0 to 4, or 255"):
+    with pytest.raises(ValueError, match=rf"labels: one is {label}, should be 0 to 4, or 255"):
         training.SegmentationLoss()(torch.zeros(1, CLASSES, 9, 9), labels)
 
 

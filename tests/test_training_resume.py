@@ -104,21 +104,21 @@ def begun(root, tmp_path_factory):
 @pytest.mark.parametrize(
     ("section", "changes", "said"),
     [
-        ("model", {"name": "unet", "options": {}}, "model.name: is unet, the checkpoint has deeplabv2_small"),
-        ("model", {"options": {"msc": True}}, "model.options: is {'msc': True}, the checkpoint has {'msc': False}"),
-        ("training", {"iterations": 5}, "training.iterations: is 5, the checkpoint has 4"),
-        ("training", {"lr": 0.5}, "training.lr: is 0.5, the checkpoint has 0.0005"),
+        ("model", {"name": "unet", "options": {}}, "model.name: is 'unet', should be 'deeplabv2_small'"),
+        ("model", {"options": {"msc": True}}, "model.options: is {'msc': True}, should be {'msc': False}"),
+        ("training", {"iterations": 5}, "training.iterations: is 5, should be 4"),
+        ("training", {"lr": 0.5}, "training.lr: is 0.5, should be 0.0005"),
         ("training", {"weight_decay": 0.5}, "training.weight_decay: is 0.5"),
-        ("training", {"lr_every": 3}, "training.lr_every: is 3, the checkpoint has 1"),
-        ("training", {"classifier_factor": 1}, "training.classifier_factor: is 1.0, the checkpoint has 10"),
-        (None, {"seed": 5}, "seed: is 5, the checkpoint has 0"),
+        ("training", {"lr_every": 3}, "training.lr_every: is 3, should be 1"),
+        ("training", {"classifier_factor": 1}, "training.classifier_factor: is 1.0, should be 10"),
+        (None, {"seed": 5}, "seed: is 5, should be 0"),
     ],
 )
 def test_another_training_is_not_resumed(root, begun, section, changes, said):
     before = (begun / "last.pth").read_bytes()
     entries = small_config(root, begun).model_dump(mode="json")
     (entries[section] if section else entries).update(changes)
-    with pytest.raises(ValueError, match="the checkpoint has") as caught:
+    with pytest.raises(ValueError, match="as in the checkpoint") as caught:
         train(parse_config(entries, "test"), quiet=True, resume=True)
     assert said in str(caught.value)
     assert (begun / "last.pth").read_bytes() == before
@@ -126,7 +126,7 @@ def test_another_training_is_not_resumed(root, begun, section, changes, said):
 
 def test_another_list_of_samples_is_not_resumed(root, begun, tmp_path):
     fewer = write_shapes(tmp_path / "fewer", train=4, val=4, size=(64, 48))
-    with pytest.raises(ValueError, match=r"data\.train: has 4 samples, the checkpoint was trained with 8"):
+    with pytest.raises(ValueError, match=r"data\.train: number of samples is 4, should be 8"):
         train(small_config(fewer, begun), quiet=True, resume=True)
 
 

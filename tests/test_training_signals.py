@@ -45,7 +45,7 @@ class Killed(BaseException):
 
 
 def in_the_second_evaluation(monkeypatch, action) -> None:
-    evaluate, calls = evaluation.evaluate.evaluate, []
+    evaluate, calls = evaluation.evaluate, []
 
     def interrupted(predictor, dataset, **options):
         calls.append(options)
@@ -53,7 +53,7 @@ def in_the_second_evaluation(monkeypatch, action) -> None:
             action()
         return evaluate(predictor, dataset, **options)
 
-    monkeypatch.setattr(evaluation.evaluate, "evaluate", interrupted)
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
 
 
 def kill():

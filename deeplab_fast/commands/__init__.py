@@ -1,1 +1,1 @@
-"""The commands of the segmentation system, a module each; `deeplab_fast.cli` puts them together."""
+"""The commands of the segmentation system, a module each; `deeplab_fast.commands.app` puts them together."""

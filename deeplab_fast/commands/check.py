@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, configuration, note, progress_bar, reported, warnings_as_notes
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.common import configuration, note, progress_bar, reported, warnings_as_notes
+from deeplab_fast.commands.options import Config, Debug, Set
 
 if TYPE_CHECKING:
     from deeplab_fast.config import DataConfig
@@ -33,12 +33,13 @@ def check_command(
     """
     with reported("check", debug), warnings_as_notes():
         read = configuration(config, set)
-        from deeplab_fast import files, from_config
+        from deeplab_fast import files
+        from deeplab_fast.config import build
         from deeplab_fast.data.reading import processors
         from deeplab_fast.evaluation import examination_report
 
         sets = _datasets(read.data)
-        inputs = from_config.inputs_of(read, sets.values(), config)
+        inputs = build.inputs_of(read, sets.values(), config)
         for path in (json_file, picture):
             if path is not None:
                 files.check_destination(path, inputs)
@@ -59,14 +60,14 @@ def check_command(
 
 def _datasets(config: DataConfig) -> dict[str, SegmentationDataset]:
     """Both splits, or one where they are the same."""
-    from deeplab_fast import from_config
+    from deeplab_fast.config import build
 
     strict = config.model_copy(update={"on_error": "raise"})
     splits = {"train": config.train, "val": config.val}
     if config.train == config.val:
         note(f"data.train and data.val are the same, {config.train or 'the whole folder'}")
         del splits["val"]
-    sets = {split: from_config.make_dataset(strict, name) for split, name in splits.items()}
+    sets = {split: build.make_dataset(strict, name) for split, name in splits.items()}
     if len(sets) == 2:
         both = {*sets["train"].names} & {*sets["val"].names}
         if both:

@@ -10,17 +10,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.files import DestinationError
 
 if TYPE_CHECKING:
     import torch
 
     from deeplab_fast.config import Config
-    from deeplab_fast.from_config import Weights
+    from deeplab_fast.config.weights import Weights
 
 # Packages of the extra `train`, by the modules that are imported from them.
 TRAIN_PACKAGES = {
@@ -33,12 +34,31 @@ TRAIN_PACKAGES = {
     "google.protobuf": "protobuf",
 }
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Key = Annotated[str | None, typer.Option(help="Which weights, where the file holds several: ema or student, say.")]
-
 
 class WrongUse(Exception):
     """Options that make no sense, alone or together: exit code 2."""
+
+
+class WrongOption(ArgumentError, WrongUse):
+    """An option that has a value which it does not take; `name` is the option's, with its dashes."""
+
+
+@contextlib.contextmanager
+def option_errors(*options: str, **others: str) -> Iterator[None]:
+    """Turn an error about an argument, raised inside, into one about the option that stands for it.
+
+    Args:
+        options: such as "--pos-w", which stands for the argument `pos_w`; an error about another argument stays.
+        others: options that stand for arguments of other names.
+    """
+    meant = {option.lstrip("-").replace("-", "_"): option for option in options} | others
+    try:
+        yield
+    except (ArgumentError, ArgumentTypeError) as error:
+        if error.name not in meant:
+            raise
+        option = meant[error.name]
+        raise WrongOption(option, error.value, error.wanted, what=error.what, where=error.where) from error
 
 
 class Terminated(BaseException):
@@ -113,24 +133,18 @@ def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
     """The configuration with what `--set` replaces in it; see `deeplab_fast.config.read_config`."""
     from deeplab_fast.config import read_config
 
-    try:
+    with option_errors(overrides="--set"):
         return read_config(path, overrides or [])
-    except ValueError as error:
-        if str(error).startswith("--set:"):
-            raise WrongUse(str(error)) from error
-        raise
 
 
 def chosen_device(option: str | None, entry: str) -> torch.device:
     """The device that `--device` names, or else the configuration."""
-    from deeplab_fast.from_config import device_of
+    from deeplab_fast.config.device import device_of
 
     if option is None:
         return device_of(entry)
-    try:
+    with option_errors("--device"):
         return device_of(option)
-    except ValueError as error:
-        raise WrongUse(f"--{error}") from error
 
 
 @contextlib.contextmanager
@@ -146,11 +160,11 @@ def weights_advice(**advice: str) -> Iterator[None]:
 
 def network_of(weights: Path, config: Config | None, key: str | None) -> Weights:
     """The network of a file of weights, which has to fit the configuration; remarks on it are shown."""
-    from deeplab_fast import from_config
+    from deeplab_fast.config.weights import read_weights
 
     other = "--config should be that of their training; to train them for another, set its model.weights"
     with weights_advice(classifier=other, accept_stride=other):
-        loaded = from_config.read_weights(weights, config, key=key)
+        loaded = read_weights(weights, config, key=key)
     for text in loaded.notes if is_first_process() else ():
         note(text)
     return loaded

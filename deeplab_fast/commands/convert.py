@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deeplab_fast.commands.common import Debug, Key, WrongUse, reported, warnings_as_notes, weights_advice
+from deeplab_fast.commands.common import WrongOption, WrongUse, reported, warnings_as_notes, weights_advice
+from deeplab_fast.commands.options import Debug, WeightsKey
 
 _CLASSIFIER = "--classes is the number that they have, --without-classifier leaves these layers out"
 _STRIDE = "to train from them, name the file itself in model.weights, with stride_in_3x3: true in model.options"
@@ -29,20 +30,20 @@ def convert_command(
             "--without-classifier", help="The weights have no classifier (pretrained): convert the rest, for training."
         ),
     ] = False,
-    key: Key = None,
+    key: WeightsKey = None,
     debug: Debug = False,
 ) -> None:
     """Turn published weights into a file of ours, checked against the network they are for."""
     with reported("convert", debug), warnings_as_notes():
         if out.suffix != ".pth":
-            raise WrongUse(f"--out must end in .pth, was {out}")
+            raise WrongOption("--out", str(out), "a name that ends in .pth")
         import torch
 
         from deeplab_fast import files, models
-        from deeplab_fast.from_config import class_count
+        from deeplab_fast.config.weights import class_count
 
         if model not in models.NAMES:
-            raise WrongUse(f"--model must be one of {', '.join(models.NAMES)}, was {model!r}")
+            raise WrongOption("--model", model, f"one of {', '.join(models.NAMES)}")
         files.check_destination(out, [source])
         with weights_advice():
             classes = class_count(source, key) if classes is None else classes

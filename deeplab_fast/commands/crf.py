@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from deeplab_fast.commands.common import Debug, WrongUse, note, reported, spinner, warnings_as_notes
-from deeplab_fast.commands.options import LABELS, Key, Kind, Layout, Values, check_scores_options, parsed_values
+from deeplab_fast.commands.common import (
+    WrongOption,
+    WrongUse,
+    note,
+    option_errors,
+    reported,
+    spinner,
+    warnings_as_notes,
+)
+from deeplab_fast.commands.options import LABELS, Debug, Key, Kind, Layout, Values, check_scores_options, parsed_values
+from deeplab_fast.errors import at
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:
@@ -20,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deeplab_fast.crf import CRFParameters
-    from deeplab_fast.inputs import CRFInput
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.crf.inputs import CRFInput
+    from deeplab_fast.pictures.label_values import LabelValues
 
 DEFAULT_GT_PROB = 0.7
 CRF = "CRF parameters"  # heading of options in --help
@@ -34,24 +42,6 @@ class LabelOptions:
     gt_prob: float | None = None
     unsure: Sequence[int] = ()
     values: LabelValues | None = None
-
-
-class OverlayMayTakePath(TyperCommand):
-    """Lets ``--overlay`` stand alone or be followed by a path, which the option parser cannot express.
-
-    ``--overlay PATH`` is tried first; if then an argument is missing, the word was that argument.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--overlay" in args and "--" not in args:
-            with_path = ["--overlay-to" if arg == "--overlay" else arg for arg in args]
-            after = args[args.index("--overlay") + 1 :]
-            if after and not after[0].startswith("-"):
-                try:
-                    return super().parse_args(ctx, with_path)
-                except Exception:  # the class of a usage error differs between versions of typer
-                    ctx.params.clear()
-        return super().parse_args(ctx, ["--overlay-to" + a[9:] if a.startswith("--overlay=") else a for a in args])
 
 
 def crf_command(
@@ -103,10 +93,12 @@ def crf_command(
         bool,
         typer.Option(
             "--overlay",
-            help="Also write photo, input and result side by side: beside OUT, or to --overlay PATH.",
+            help="Also write photo, input and result side by side, beside the result: OUT-overlay.png.",
         ),
     ] = False,
-    overlay_to: Annotated[Path | None, typer.Option("--overlay-to", hidden=True)] = None,
+    overlay_to: Annotated[
+        Path | None, typer.Option("--overlay-to", help="Also write them, to this file.", show_default=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
     debug: Debug = False,
 ) -> None:
@@ -137,20 +129,17 @@ def crf_command(
 def _parameters(preset: str, overrides: dict[str, Any]) -> CRFParameters:
     from deeplab_fast import crf
 
-    try:
+    with option_errors("--preset", *(f"--{name.replace('_', '-')}" for name in overrides)):
         return crf.parameters(preset, **overrides)
-    except (ValueError, TypeError) as error:
-        name, _, rest = str(error).partition(" ")
-        raise WrongUse(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def _check_options(gt_prob: float | None, classes: int | None, threads: int | None) -> None:
     if gt_prob is not None and not 0 < gt_prob < 1:
-        raise WrongUse(f"--gt-prob must lie strictly between 0 and 1, was {gt_prob}")
+        raise WrongOption("--gt-prob", gt_prob, "strictly between 0 and 1")
     if classes is not None and not 1 <= classes <= 256:
-        raise WrongUse(f"--classes must be 1 to 256, was {classes}")
+        raise WrongOption("--classes", classes, "1 to 256")
     if threads is not None and threads < 1:
-        raise WrongUse(f"--threads must be at least 1, was {threads}")
+        raise WrongOption("--threads", threads, "at least 1")
 
 
 def _check_outputs(inputs: list[Path], out: Path, overlay_to: Path | None) -> None:
@@ -158,17 +147,14 @@ def _check_outputs(inputs: list[Path], out: Path, overlay_to: Path | None) -> No
     from deeplab_fast import files, pictures
 
     if out.suffix.lower() != ".png":
-        raise WrongUse(f"--out must end in .png, was {out}")
-    for path in [out, overlay_to]:
-        if path is None:
-            continue
-        try:
-            pictures.picture_format(path)
-        except ValueError as error:
-            raise WrongUse(str(error)) from error
+        raise WrongOption("--out", str(out), "a name that ends in .png")
+    if overlay_to is not None:
+        with option_errors(path="--overlay-to"):
+            pictures.picture_format(overlay_to)
+        if overlay_to.resolve() == out.resolve():
+            raise WrongOption("--overlay-to", str(overlay_to), "another file than --out")
+    for path in filter(None, (out, overlay_to)):
         files.check_destination(path, inputs)
-    if overlay_to is not None and overlay_to.resolve() == out.resolve():
-        raise WrongUse(f"--overlay and --out must differ, both were {out}")
 
 
 def _read_input(
@@ -181,10 +167,12 @@ def _read_input(
     of_labels: LabelOptions,
 ) -> CRFInput:
     """Read scores or labels, whichever the file holds; whole numbers in one channel are labels."""
-    from deeplab_fast import inputs, pictures, scores
+    from deeplab_fast import pictures, scores
+    from deeplab_fast.crf import inputs
 
     if path.suffix.lower() in scores.ARRAY_ENDINGS:
-        array = scores.read_array(path, key)
+        with option_errors("--key"):
+            array = scores.read_array(path, key)
         is_labels = kind == "labels" or (kind == "auto" and inputs.is_label_map(array))
     else:
         if key is not None:
@@ -206,7 +194,7 @@ def _read_input(
             raise WrongUse("--gt-prob, --unsure and --values belong to labels, the input is scores")
         found = scores.as_scores(array, size, kind=kind, layout=layout, classes=classes)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise at(path, error) from error
     return inputs.from_scores(found, size)
 
 
@@ -250,7 +238,8 @@ def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float
     from rich.table import Table
     from rich.text import Text
 
-    from deeplab_fast import inputs, pictures, pydensecrf
+    from deeplab_fast import pictures, pydensecrf
+    from deeplab_fast.crf import inputs
 
     palette = pictures.voc_palette()
     table = Table("class", box=None, pad_edge=False)

@@ -8,17 +8,25 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
-    WrongUse,
+    WrongOption,
     chosen_device,
     configuration,
+    option_errors,
     progress_bar,
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.evaluate import Device
-from deeplab_fast.commands.options import Key, Kind, Layout, SkipMissing, check_scores_options
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.options import (
+    Config,
+    Debug,
+    Device,
+    Key,
+    Kind,
+    Layout,
+    Set,
+    SkipMissing,
+    check_scores_options,
+)
 
 Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
 
@@ -57,17 +65,18 @@ def crf_eval_command(
         read = configuration(config, set)
         from rich.console import Console
 
-        from deeplab_fast import files, from_config
+        from deeplab_fast import files
+        from deeplab_fast.config import build
         from deeplab_fast.evaluation import crf_search
 
         path = out or read.output / "crf-eval.csv"
-        params = from_config.crf_parameters(read.crf)
+        params = build.crf_parameters(read.crf)
         grid = {name: grid.get(name, [getattr(params, name)]) for name in given}
-        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
-        inputs = from_config.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
+        dataset = build.make_dataset(read.data, read.data.val if split is None else split)
+        inputs = build.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
         files.check_destination(path, inputs, new_folder=True)
         chosen = chosen_device(device, read.device)
-        with progress_bar("CRFs") as progress:
+        with progress_bar("CRFs") as progress, option_errors("--key"):
             results = crf_search.search(
                 logits,
                 dataset,
@@ -96,10 +105,8 @@ def _numbers(name: str, values: str) -> list[float]:
         numbers = [(int if name == "iterations" else float)(value) for value in values.split(",")]
     except ValueError:
         kind = "whole numbers" if name == "iterations" else "numbers"
-        raise WrongUse(f"{option} must be {kind} separated by commas, was {values!r}") from None
-    for number in numbers:
-        try:
+        raise WrongOption(option, values, f"{kind} separated by commas") from None
+    with option_errors(option):
+        for number in numbers:
             crf.parameters(**{name: number})
-        except ValueError as error:
-            raise WrongUse(str(error).replace(name, option, 1)) from error
     return numbers

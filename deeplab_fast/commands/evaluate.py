@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
-    Key,
     WrongUse,
     chosen_device,
     configuration,
@@ -19,7 +17,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.train import Config, Set
+from deeplab_fast.commands.options import Config, Crf, Debug, Device, Set, Tile, WeightsKey
 
 if TYPE_CHECKING:
     from deeplab_fast.config import Config as Entries
@@ -31,15 +29,12 @@ WeightsFile = Annotated[
     Path | None,
     typer.Option("--weights", "-w", help="Checkpoint or published weights (default: best.pth, or last.pth)."),
 ]
-Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
-Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 
 
 def evaluate_command(
     config: Config,
     weights: WeightsFile = None,
-    key: Key = None,
+    key: WeightsKey = None,
     crf: Crf = False,
     set: Set = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate (default: data.val).")] = None,
@@ -57,13 +52,14 @@ def evaluate_command(
         read = configuration(config, set)
         import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
 
-        from deeplab_fast import evaluation, files, from_config
+        from deeplab_fast import evaluation, files
+        from deeplab_fast.config import build
         from deeplab_fast.training.processes import processes
 
         chosen = chosen_device(device, read.device)
-        dataset = from_config.make_dataset(read.data, read.data.val if split is None else split)
+        dataset = build.make_dataset(read.data, read.data.val if split is None else split)
         weights = weights or trained(read)
-        inputs = from_config.inputs_of(read, [dataset], config, weights)
+        inputs = build.inputs_of(read, [dataset], config, weights)
         for folder in filter(None, (save_png, save_logits)):
             files.check_folder(folder, inputs)  # each file in them is checked before it starts
         for name in (PLAIN, *[WITH_CRF] * crf):
@@ -73,8 +69,8 @@ def evaluate_command(
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:
-            predictor = from_config.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
-            result = evaluation.evaluate.evaluate(
+            predictor = build.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
+            result = evaluation.evaluate(
                 predictor,
                 dataset,
                 batch_size=read.evaluation.batch_size,

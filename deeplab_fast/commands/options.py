@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeplab_fast.commands.common import WrongUse
+from deeplab_fast.commands.common import WrongOption, option_errors
+from deeplab_fast.errors import one_of
 
 if TYPE_CHECKING:
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
 
 # Headings of the options in --help.
 SCORES, LABELS = "Scores", "Labels"
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Config = Annotated[
+    Path, typer.Option("--config", "-c", help="Configuration, a YAML file; see configs/.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace an entry, as in training.lr=0.001; may be given more than once."),
+]
+WeightsKey = Annotated[
+    str | None, typer.Option("--key", help="Which weights, where the file holds several: ema or student, say.")
+]
+Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
+Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 Kind = Annotated[
     str,
     typer.Option(
@@ -45,22 +61,20 @@ SkipMissing = Annotated[
 
 
 def check_scores_options(kind: str, layout: str, labels: bool = False) -> None:
-    """Raise WrongUse unless --kind and --layout are words that they take; with `labels`, --kind takes that, too."""
+    """Raise WrongOption unless --kind and --layout are words that they take; with `labels`, --kind takes that, too."""
     from deeplab_fast import scores
 
     choices = {"--kind": (kind, (*scores.KINDS, *["labels"] * labels)), "--layout": (layout, scores.LAYOUTS)}
     for option, (word, words) in choices.items():
         if word not in words:
-            raise WrongUse(f"{option} must be {', '.join(words[:-1])} or {words[-1]}, was {word!r}")
+            raise WrongOption(option, word, one_of(words))
 
 
 def parsed_values(text: str | None) -> LabelValues | None:
     """What --values says."""
     if text is None:
         return None
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
 
-    try:
+    with option_errors("--values"):
         return LabelValues.parse(text)
-    except ValueError as error:
-        raise WrongUse(f"--{error}") from error

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from deeplab_fast.commands.common import (
-    Debug,
-    Key,
     chosen_device,
     configuration,
     network_of,
@@ -17,7 +15,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.evaluate import Crf, Device, Tile
+from deeplab_fast.commands.options import Crf, Debug, Device, Tile, WeightsKey
 
 
 def predict_command(
@@ -29,7 +27,7 @@ def predict_command(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Configuration (default: the checkpoint's).")
     ] = None,
-    key: Key = None,
+    key: WeightsKey = None,
     crf: Crf = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write photo, labels and both together.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos of equal shape to predict at once.")] = 1,
@@ -42,15 +40,16 @@ def predict_command(
 ) -> None:
     """Label photos: for each a palette PNG, and if wanted an overlay."""
     with reported("predict", debug), warnings_as_notes():
-        from deeplab_fast import evaluation, from_config
+        from deeplab_fast import evaluation
+        from deeplab_fast.config import build
 
         paths = evaluation.collect_images(images)
         read = None if config is None else configuration(config, None)
         loaded = network_of(weights, read, key)
         chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
-        predictor = from_config.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
+        predictor = build.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
         with progress_bar("prediction") as progress:
-            result = evaluation.predict.predict(
+            result = evaluation.predict(
                 predictor,
                 paths,
                 out,

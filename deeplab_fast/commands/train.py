@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from deeplab_fast.commands.common import Debug, configuration, is_first_process, reported, warnings_as_notes
-
-Config = Annotated[
-    Path, typer.Option("--config", "-c", help="Configuration, a YAML file; see configs/.", show_default=False)
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Replace an entry, as in training.lr=0.001; may be given more than once."),
-]
+from deeplab_fast.commands.common import configuration, is_first_process, reported, warnings_as_notes
+from deeplab_fast.commands.options import Config, Debug, Set
 
 
 class ResumeMayTakeAuto(TyperCommand):

@@ -6,6 +6,8 @@ import operator
 import os
 from pathlib import Path
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
+
 
 def checked_count(name: str, value: object, least: int) -> int:
     """The integer `value`, of at least `least`; the error names the argument."""
@@ -14,9 +16,9 @@ def checked_count(name: str, value: object, least: int) -> int:
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name}: is {value!r}, should be an integer") from None
+        raise ArgumentTypeError(name, value, "an integer") from None
     if number < least:
-        raise ValueError(f"{name}: is {number}, should be at least {least}")
+        raise ArgumentError(name, number, f"at least {least}")
     return number
 
 
@@ -25,7 +27,7 @@ def checked_rank(rank: int, world: int) -> tuple[int, int]:
     world = checked_count("world", world, 1)
     rank = checked_count("rank", rank, 0)
     if rank >= world:
-        raise ValueError(f"rank: is {rank}, should be below {world}, the number of processes")
+        raise ArgumentError("rank", rank, f"below {world}, the number of processes")
     return rank, world
 
 
@@ -35,5 +37,5 @@ def checked_folder(name: str, path: str | os.PathLike[str]) -> Path:
     if not folder.exists():
         raise FileNotFoundError(f"{name}: folder not found: {folder}")
     if not folder.is_dir():
-        raise ValueError(f"{name}: is the file {folder}, should be a folder")
+        raise ArgumentError(name, f"the file {folder}", "a folder", what="path")
     return folder

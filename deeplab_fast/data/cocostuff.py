@@ -14,6 +14,7 @@ import numpy as np
 from deeplab_fast.data._checks import checked_folder
 from deeplab_fast.data.datasets import read_list
 from deeplab_fast.data.sample import Entry, FileDataset
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.pictures import IGNORED
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class COCOStuff10k(FileDataset):
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
         if split not in self.SPLITS:
-            raise ValueError(f"split: is {split!r}, should be one of {', '.join(self.SPLITS)}")
+            raise ArgumentError("split", split, f"one of {', '.join(self.SPLITS)}")
         if importlib.util.find_spec("scipy") is None:
             raise ImportError("COCO-Stuff 10k has its labels in .mat files, which scipy reads: pip install scipy")
         self.root = checked_folder("root", root)
@@ -138,7 +139,7 @@ class COCOStuff164k(FileDataset):
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
         full = split if split in self.SPLITS else f"{split}2017"
         if full not in self.SPLITS:
-            raise ValueError(f"split: is {split!r}, should be one of {', '.join(self.SPLITS)}")
+            raise ArgumentError("split", split, f"one of {', '.join(self.SPLITS)}")
         self.root = checked_folder("root", root)
         self.split = full
         images = checked_folder("root", self.root / "images" / full)

@@ -12,8 +12,9 @@ import numpy as np
 from deeplab_fast.data._checks import checked_count, checked_folder
 from deeplab_fast.data.problems import class_numbers, outside
 from deeplab_fast.data.sample import Entry, FileDataset, checked_classes
-from deeplab_fast.label_values import LabelValues
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.pictures import IGNORED, read_labels
+from deeplab_fast.pictures.label_values import LabelValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,7 +106,7 @@ class VOC12(VOCLayout):
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
         if split not in self.SPLITS:
-            raise ValueError(f"split: is {split!r}, should be one of {', '.join(self.SPLITS)}")
+            raise ArgumentError("split", split, f"one of {', '.join(self.SPLITS)}")
         super().__init__(root, split, VOC_CLASSES, labelled=split != "test", on_error=on_error)
 
 
@@ -210,7 +211,9 @@ def _meanings(classes: int, ignore_index: int | None, label_values: Mapping[int,
     for value, meaning in label_values.items():
         checked_count("label_values", value, 0)
         if meaning is not None and checked_count(f"label_values: {value}", meaning, 0) >= classes:
-            raise ValueError(f"label_values: {value} is class {meaning}, should be 0 to {classes - 1}, or ignored")
+            raise ArgumentError(
+                "label_values", meaning, f"a class from 0 to {classes - 1}, or ignored", what=f"meaning of {value}"
+            )
     return LabelValues(dict(sorted({**ignored, **label_values}.items())))
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from deeplab_fast.data.problems import Problem
 from deeplab_fast.data.reading import read
 from deeplab_fast.data.sample import SegmentationDataset
-from deeplab_fast.label_values import present_values
 from deeplab_fast.pictures import IGNORED
+from deeplab_fast.pictures.label_values import present_values
 
 __all__ = ["ClassesSeen", "Examination", "classes_seen", "examine", "header_problems"]
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from deeplab_fast.errors import ArgumentError
+
 # What a picture or a label map that cannot be read raises.
 READ_ERRORS = (OSError, ValueError, TypeError)
 FEW = 64  # items up to which starting processes takes longer than reading
@@ -63,7 +65,7 @@ def read(dataset: Any, indices: Sequence[int], workers: int = 0) -> Iterator[tup
         ValueError: if `workers` is negative.
     """
     if workers < 0:
-        raise ValueError(f"workers: is {workers}, should be 0 or more")
+        raise ArgumentError("workers", workers, "0 or more")
     # A generator of its own: the loader draws a seed, and an evaluation must not change the random numbers of a
     # training that it interrupts.
     loader = DataLoader(

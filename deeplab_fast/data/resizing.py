@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.data._checks import checked_count
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,13 +56,13 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: if labels does not have three axes, or a size is less than 1.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: is a {type(labels).__name__}, should be a tensor")
+        raise ArgumentTypeError("labels", type(labels), "a tensor")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: dtype is {labels.dtype}, should be an integer one")
+        raise ArgumentTypeError("labels", labels.dtype, "an integer one", what="dtype")
     if labels.ndim != 3 or 0 in labels.shape[1:]:
-        raise ValueError(f"labels: shape is {shape_of(labels)}, should be (N, H, W) with H and W at least 1")
+        raise ArgumentError("labels", shape_of(labels), "(N, H, W) with H and W at least 1", what="shape")
     if len(size) != 2:
-        raise ValueError(f"size: is {tuple(size)}, should be (h, w)")
+        raise ArgumentError("size", tuple(size), "(h, w)")
     height, width = (checked_count("size", side, 1) for side in size)
     rows = _indices_on(labels.shape[1], height, labels.device)
     columns = _indices_on(labels.shape[2], width, labels.device)

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
 from deeplab_fast.data.problems import Problem, SizesDiffer, check_labels
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.pictures import IGNORED, picture_size, read_image, read_labels, voc_palette
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class SegmentationDataset(Dataset):
         on_error: str = "raise",
     ):
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error: is {on_error!r}, should be 'raise' or 'skip'")
+            raise ArgumentError("on_error", on_error, "'raise' or 'skip'")
         self.names = list(names)
         self.classes = checked_classes(classes)
         self.palette = filled_palette(palette)
@@ -229,13 +230,13 @@ def _check_there(what: str, path: Path, entry: Entry) -> None:
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Names of classes as a tuple; raises TypeError or ValueError if they are no 1 to 255 different names."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"classes: is {classes!r}, should be a sequence of names")
+        raise ArgumentTypeError("classes", classes, "a sequence of names")
     names = tuple(classes)
     if not 1 <= len(names) <= IGNORED:
-        raise ValueError(f"classes: has {len(names)} names, should have 1 to {IGNORED}")
+        raise ArgumentError("classes", len(names), f"1 to {IGNORED}", what="number of names")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"classes: has {', '.join(twice)} more than once, should have different names")
+        raise ArgumentError("classes", names, f"different names, {', '.join(twice)} is there more than once")
     return names
 
 
@@ -246,10 +247,10 @@ def filled_palette(palette: Any) -> NDArray[np.uint8]:
         return filled
     colours = np.asarray(palette)
     if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > 256 or colours.dtype.kind not in "iu":
-        raise ValueError(
-            f"palette: has shape {colours.shape} and dtype {colours.dtype}, should be integers (n, 3) with n <= 256"
+        raise ArgumentError(
+            "palette", f"{colours.dtype} {colours.shape}", "integers (n, 3) with n <= 256", what="array"
         )
     if colours.size and (colours.min() < 0 or colours.max() > 255):
-        raise ValueError(f"palette: has values {colours.min()} to {colours.max()}, should lie in 0 to 255")
+        raise ArgumentError("palette", f"{colours.min()} to {colours.max()}", "in 0..255", what="values")
     filled[: len(colours)] = colours
     return filled

@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from deeplab_fast.data._checks import checked_count, checked_rank
 from deeplab_fast.data.problems import Problem
 from deeplab_fast.data.sample import Sample, SegmentationDataset
+from deeplab_fast.errors import ArgumentError
 
 # Uses of random numbers; each has a stream of its own, so that none repeats another's numbers.
 SHUFFLING, AUGMENTING, REPLACING = range(3)
@@ -76,7 +77,7 @@ class ShuffledSampler(Sampler):
         """
         for key in ("length", "seed"):
             if state[key] != getattr(self, key):
-                raise ValueError(f"state: has {key} {state[key]}, should have {getattr(self, key)}")
+                raise ArgumentError("state", state[key], f"{getattr(self, key)}", what=key)
         self.taken = checked_count("state: taken", state["taken"], 0)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from deeplab_fast.data._checks import checked_count
 from deeplab_fast.data.datasets import VOCLayout
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.files import atomic_write, partial_folder
 from deeplab_fast.pictures import IGNORED, boundaries, save_image, save_labels
 
@@ -83,7 +84,7 @@ def write_shapes(
     """
     counts = {"train": checked_count("train", train, 1), "val": checked_count("val", val, 1)}
     if len(size) != 2:
-        raise ValueError(f"size: is {tuple(size)}, should be (width, height)")
+        raise ArgumentError("size", tuple(size), "(width, height)")
     width, height = (checked_count("size", side, 32) for side in size)
     checked_count("seed", seed, 0)
     target = Path(os.path.realpath(root))

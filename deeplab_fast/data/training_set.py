@@ -14,6 +14,7 @@ from deeplab_fast.data.problems import Problem
 from deeplab_fast.data.sample import Sample, SegmentationDataset
 from deeplab_fast.data.sampling import AUGMENTING, REPLACING, generator_for
 from deeplab_fast.data.transforms import TrainingTransform
+from deeplab_fast.errors import ArgumentTypeError
 
 # So many samples are tried in place of one that cannot be read. Where all fail, most of the dataset is broken.
 ATTEMPTS = 20
@@ -80,9 +81,7 @@ class TrainingSet(Dataset):
             ValueError: if many samples in a row cannot be read, or one has no labels; else as the dataset.
         """
         if not isinstance(index_and_draw, tuple) or len(index_and_draw) != 2:
-            raise TypeError(
-                f"index: is {index_and_draw!r}, should be a pair (index, draw), such as ShuffledSampler gives"
-            )
+            raise ArgumentTypeError("index", index_and_draw, "a pair (index, draw), such as ShuffledSampler gives")
         index, draw = index_and_draw
         sample, problems = self._readable(index, draw)
         image, label = self.transform(sample, generator_for(self.seed, AUGMENTING, draw))

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from deeplab_fast.data._checks import checked_count
 from deeplab_fast.data.resizing import nearest_indices
 from deeplab_fast.data.sample import Sample
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.pictures import IGNORED
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ class TrainingTransform:
         self.crop = checked_count("crop", crop, 1)
         self.scales = tuple(scales)
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
-            raise ValueError(f"scales: is {self.scales}, should be one or more positive numbers")
+            raise ArgumentError("scales", self.scales, "one or more positive numbers")
         self.flip = flip
         self.mean_bgr = tuple(mean_bgr)
         if len(self.mean_bgr) != 3:
-            raise ValueError(f"mean_bgr: is {self.mean_bgr}, should be three numbers")
+            raise ArgumentError("mean_bgr", self.mean_bgr, "three numbers")
         self.ignore_index = ignore_index
 
     def __repr__(self) -> str:
@@ -93,14 +94,13 @@ class TrainingTransform:
         Raises:
             TypeError, ValueError: if image or labels have another dtype or shape, or there are no labels.
         """
-        _check_image(f"image of {sample.name}", sample.image)
+        _check_image("image", sample.image, sample.name)
         if sample.label is None:
-            raise ValueError(f"sample {sample.name}: has no labels, should have them for training")
+            raise ArgumentError("labels", None, "there for training", where=sample.name)
         height, width = sample.image.shape[:2]
         if sample.label.shape != (height, width):
-            raise ValueError(
-                f"labels of {sample.name}: shape is {sample.label.shape}, should be {(height, width)}, as the image"
-            )
+            wanted = f"{(height, width)}, as the image"
+            raise ArgumentError("labels", sample.label.shape, wanted, what="shape", where=sample.name)
         scale = self.scales[int(generator.integers(len(self.scales)))]
         scaled_height, scaled_width = max(1, int(height * scale)), max(1, int(width * scale))
         top = int(generator.integers(max(scaled_height - self.crop, 0) + 1))
@@ -129,9 +129,9 @@ def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     return resized.round().permute(1, 2, 0).numpy().astype(np.uint8)
 
 
-def _check_image(name: str, image: Any) -> None:
+def _check_image(name: str, image: Any, where: str = "") -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise TypeError(f"{name}: is {kind}, should be a uint8 array")
+        kind = str(getattr(image, "dtype", type(image).__name__))
+        raise ArgumentTypeError(name, kind, "a uint8 array", what="type", where=where)
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"{name}: shape is {image.shape}, should be (H, W, 3) with H and W at least 1")
+        raise ArgumentError(name, image.shape, "(H, W, 3) with H and W at least 1", what="shape", where=where)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TypeVar
 
 from deeplab_fast.data.reading import READ_ERRORS, read
+from deeplab_fast.errors import ArgumentError
 
 __all__ = ["READ_ERRORS", "check_batch_size", "read", "same_key"]
 
@@ -15,7 +16,7 @@ Item = TypeVar("Item")
 def check_batch_size(batch_size: int) -> None:
     """Raise ValueError unless it is a whole number of at least 1."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: is {batch_size!r}, should be a whole number of at least 1")
+        raise ArgumentError("batch_size", batch_size, "a whole number of at least 1")
 
 
 def same_key(

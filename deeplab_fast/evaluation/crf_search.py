@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deeplab_fast import files, ops
 from deeplab_fast.crf import CRFParameters
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
 from deeplab_fast.scores import ScoreMap, find_scores, read_scores
 
@@ -55,11 +56,11 @@ def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None,
     """
     for name, values in grid.items():
         if name not in NAMES:
-            raise ValueError(f"grid: has {name!r}, should have some of {', '.join(NAMES)}")
+            raise ArgumentError("grid", name, f"one of {', '.join(NAMES)}", what="name")
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) == 0:
-            raise ValueError(f"grid: {name} is {values!r}, should be a list of at least one number")
+            raise ArgumentError("grid", repr(values), "a list of at least one number", what=name)
     if random is not None and random < 1:
-        raise ValueError(f"random: is {random}, should be at least 1")
+        raise ArgumentError("random", random, "at least 1")
     axes = [list(dict.fromkeys(_number(name, value) for value in values)) for name, values in grid.items()]
     count = math.prod(map(len, axes))
     if random is None or random >= count:
@@ -73,7 +74,7 @@ def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None,
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"grid: {name} has {value!r}, should have numbers only")
+        raise ArgumentTypeError("grid", repr(value), "a number", what=f"one of {name}")
     return int(value) if name == "iterations" and float(value).is_integer() else value
 
 
@@ -156,7 +157,7 @@ def _with_scores(folder: Path, dataset: Any, limit: int | None, skip_missing: bo
     if not folder.is_dir():
         raise FileNotFoundError(f"logits_dir: folder not found: {folder}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: is {limit}, should be at least 1")
+        raise ArgumentError("limit", limit, "at least 1")
     there = score_files(folder, dataset)
     if not there:
         raise FileNotFoundError(f"logits_dir: {folder} has no file for any image of the set, should hold {{name}}.npy")
@@ -177,7 +178,7 @@ def _labelled(sample: Any) -> Any:
     if not hasattr(sample, "image"):  # a data.Problem, from a set that was told to go on
         raise ValueError(getattr(sample, "message", repr(sample)))
     if sample.label is None:
-        raise ValueError(f"dataset: {sample.name} has no labels, a search needs them")
+        raise ArgumentError("dataset", None, "there for a search", what=f"label of {sample.name}")
     return sample
 
 

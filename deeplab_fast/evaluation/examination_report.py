@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_fast.data.examination import Examination
+from deeplab_fast.errors import ArgumentError, one_of
 from deeplab_fast.files import atomic_write_all
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def as_dict(examination: Examination) -> dict[str, Any]:
 def check_format(path: Path) -> None:
     """Raise ValueError unless the ending is one of a picture that can be drawn."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"picture: is {path.name!r}, should end in {', '.join(FORMATS)}")
+        raise ArgumentError("picture", path.name, f"a name that ends in {one_of(FORMATS)}")
 
 
 def picture(found: Mapping[str, Examination]) -> Figure:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeplab_fast._arguments import shape_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["ConfusionMatrix", "Scores"]
 
@@ -55,9 +56,9 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu"):
         if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-            raise TypeError(f"num_classes: is {num_classes!r}, should be a whole number")
+            raise ArgumentTypeError("num_classes", num_classes, "a whole number")
         if num_classes < 1:
-            raise ValueError(f"num_classes: is {num_classes}, should be at least 1")
+            raise ArgumentError("num_classes", num_classes, "at least 1")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -79,7 +80,7 @@ class ConfusionMatrix:
         """
         truth, predicted = _labels("truth", truth), _labels("predicted", predicted)
         if truth.shape != predicted.shape:
-            raise ValueError(f"predicted: shape is {shape_of(predicted)}, should be {shape_of(truth)}, that of truth")
+            raise ArgumentError("predicted", shape_of(predicted), f"{shape_of(truth)}, that of truth", what="shape")
         predicted = predicted.to(truth.device).flatten()
         counted = truth.flatten() != self.ignore_index
         truth = truth.flatten()[counted]
@@ -96,7 +97,7 @@ class ConfusionMatrix:
         if low < 0 or high >= self.num_classes:
             wrong = labels[(labels < 0) | (labels >= self.num_classes)].unique().tolist()
             shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
-            raise ValueError(f"{name}: has the labels {shown}, should be in 0..{self.num_classes - 1}{besides}")
+            raise ArgumentError(name, shown, f"in 0..{self.num_classes - 1}{besides}", what="values")
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another matrix.
@@ -106,7 +107,7 @@ class ConfusionMatrix:
         """
         for name in ("num_classes", "ignore_index"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"other: {name} is {getattr(other, name)}, should be {getattr(self, name)}")
+                raise ArgumentError("other", getattr(other, name), str(getattr(self, name)), what=name)
         self.counts += other.counts.to(self.counts.device)
 
     def all_reduce(self) -> None:
@@ -144,10 +145,10 @@ def _labels(name: str, labels: Tensor | NDArray) -> Tensor:
     """As an int64 tensor."""
     if isinstance(labels, np.ndarray):
         if labels.dtype.kind not in "iu":
-            raise TypeError(f"{name}: dtype is {labels.dtype}, should be whole numbers")
+            raise ArgumentTypeError(name, labels.dtype, "whole numbers", what="dtype")
         return torch.from_numpy(np.array(labels, np.int64))
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: is a {type(labels).__name__}, should be an array or a tensor")
+        raise ArgumentTypeError(name, type(labels), "an array or a tensor")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name}: dtype is {labels.dtype}, should be whole numbers")
+        raise ArgumentTypeError(name, labels.dtype, "whole numbers", what="dtype")
     return labels.long()

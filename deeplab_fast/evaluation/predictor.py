@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.evaluation import tiling
 
 __all__ = ["FALLBACK_TILE", "NotFiniteError", "Prediction", "Predictor"]
@@ -81,13 +82,13 @@ class Predictor:
     ):
         for name, module in (("model", model), ("crf", crf)):
             if not isinstance(module, nn.Module) and not (name == "crf" and module is None):
-                raise TypeError(f"{name}: is a {type(module).__name__}, should be a torch.nn.Module")
+                raise ArgumentTypeError(name, type(module), "a torch.nn.Module")
         if num_classes < 1:
-            raise ValueError(f"num_classes: is {num_classes}, should be at least 1")
+            raise ArgumentError("num_classes", num_classes, "at least 1")
         if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast: is {autocast}, should be None, torch.bfloat16 or torch.float16")
+            raise ArgumentError("autocast", autocast, "None, torch.bfloat16 or torch.float16")
         if tile is not None and tile < tiling.SMALLEST:
-            raise ValueError(f"tile: is {tile}, should be at least {tiling.SMALLEST}")
+            raise ArgumentError("tile", tile, f"at least {tiling.SMALLEST}")
         self.device = torch.device(device)
         self.model = model.to(device=self.device, memory_format=torch.channels_last)
         self.crf = None if crf is None else crf.to(self.device)
@@ -136,7 +137,7 @@ class Predictor:
             float32 (N, K, H, W), on the CPU.
         """
         if len(images) == 0:
-            raise ValueError("images: is empty, should hold at least one image")
+            raise ArgumentError("images", [], "at least one image")
         return torch.from_numpy(np.stack([maps["prob"] for maps in self._run(images, ["prob"])]))
 
     # --- One pass --------------------------------------------------------------------------------------------------
@@ -173,12 +174,10 @@ class Predictor:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             scores = self.model(x)
         if not isinstance(scores, Tensor):
-            raise TypeError(f"model: returned a {type(scores).__name__}, should return a tensor of scores")
+            raise ArgumentTypeError("model", type(scores), "a tensor of scores", what="output")
         if scores.ndim != 4 or scores.shape[:2] != (len(x), self.num_classes):
-            raise ValueError(
-                f"model: returned the shape {shape_of(scores)}, should be (N, K, h, w) with N {len(x)} and "
-                f"K {self.num_classes}"
-            )
+            wanted = f"(N, K, h, w) with N {len(x)} and K {self.num_classes}"
+            raise ArgumentError("model", shape_of(scores), wanted, what="output's shape")
         scores = scores.float()
         if not scores.isfinite().all():
             raise NotFiniteError("model: returned scores that are NaN or infinite, should be finite numbers")
@@ -265,9 +264,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _check_images(images: Sequence[NDArray[np.uint8]]) -> None:
     for image in images:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            what = f"a {image.dtype} array" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-            raise TypeError(f"images: holds {what}, should hold uint8 arrays")
+            kind = f"a {image.dtype} array" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            raise ArgumentTypeError("images", kind, "a uint8 array", what="one")
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"images: holds the shape {image.shape}, should hold (H, W, 3)")
+            raise ArgumentError("images", image.shape, "(H, W, 3)", what="shape of one")
         if image.shape != images[0].shape:
-            raise ValueError(f"images: holds the shapes {images[0].shape} and {image.shape}, should hold one only")
+            raise ArgumentError("images", image.shape, f"{images[0].shape}, that of the first", what="shape of one")

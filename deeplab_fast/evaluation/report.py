@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_fast import files
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _MOST_NUMBERED = 15  # classes up to which the cells of the confusion matrix sho
 
 def _check_classes(scores: Scores, classes: Sequence[str]) -> None:
     if len(classes) != len(scores.iou):
-        raise ValueError(f"classes: are {len(classes)}, should be {len(scores.iou)}, as in the scores")
+        raise ArgumentError("classes", len(classes), f"{len(scores.iou)}, as in the scores", what="number of names")
 
 
 def _percent(value: float) -> str:
@@ -104,7 +105,7 @@ def picture(scores: Scores, matrix: ConfusionMatrix, classes: Sequence[str], tit
     """
     _check_classes(scores, classes)
     if matrix.num_classes != len(classes):
-        raise ValueError(f"matrix: has {matrix.num_classes} classes, should have {len(classes)}, as in the scores")
+        raise ArgumentError("matrix", matrix.num_classes, f"{len(classes)}, as in the scores", what="number of classes")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.models.deeplab import DeepLabV2, deeplabv2_resnet101, deeplabv2_small
 from deeplab_fast.models.fcn import FCN, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
 from deeplab_fast.models.layers import freeze_batch_norm
@@ -73,10 +74,10 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
         TypeError: for an option that the model does not have, and as the function does.
     """
     if name not in _MAKERS:
-        raise ValueError(f"name: is {name!r}, should be one of {', '.join(NAMES)}")
+        raise ArgumentError("name", name, f"one of {', '.join(NAMES)}")
     known = [option for option in inspect.signature(_MAKERS[name]).parameters if option != "num_classes"]
     for option in options:
         if option not in known:
-            has = f"should be one of {', '.join(known)}" if known else f"{name} has none"
-            raise TypeError(f"options: is {option!r}, {has}")
+            wanted = f"one of {', '.join(known)}" if known else f"left out, {name} has none"
+            raise ArgumentTypeError("options", option, wanted)
     return _MAKERS[name](num_classes, **options)

@@ -110,7 +110,7 @@ def read_caffemodel(path: str | os.PathLike[str]) -> list[Layer]:
     if not path.exists():
         raise FileNotFoundError(f"weights not found: {path}")
     if path.is_dir():
-        raise ValueError(f"weights must be a file, {path} is a folder")
+        raise ValueError(f"weights {path}: is a folder, should be a file")
     net = messages()["NetParameter"]()
     from google.protobuf.message import DecodeError
 

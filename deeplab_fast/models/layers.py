@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_fast import ops
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.nn import AtrousConv2d
 
 
@@ -89,7 +90,7 @@ def freeze_batch_norm(model: nn.Module) -> nn.Module:
         TypeError: if `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -109,18 +110,19 @@ def check_count(name: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: is {value!r}, should be a whole number") from None
+        raise ArgumentTypeError(name, value, "a whole number") from None
     if isinstance(value, bool):
-        raise TypeError(f"{name}: is {value!r}, should be a whole number")
+        raise ArgumentTypeError(name, value, "a whole number")
     if number < 1:
-        raise ValueError(f"{name}: is {number}, should be at least 1")
+        raise ArgumentError(name, number, "at least 1")
     return number
 
 
 def check_images(x: Tensor, channels: int = 3) -> None:
     """Raise TypeError or ValueError if x is not floating, (N, channels, H, W)."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = f"dtype is {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-        raise TypeError(f"x: {what}, should be a floating tensor")
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError("x", type(x), "a floating tensor")
+    if not x.is_floating_point():
+        raise ArgumentTypeError("x", x.dtype, "floating", what="dtype")
     if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-        raise ValueError(f"x: shape is {tuple(x.shape)}, should be (N, {channels}, H, W), H and W at least 1")
+        raise ArgumentError("x", tuple(x.shape), f"(N, {channels}, H, W), H and W at least 1", what="shape")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.models.layers import check_count, check_images, classifier, conv_relu, he_initialise
 
 LEVELS = 5
@@ -65,10 +66,10 @@ class UNet(nn.Module):
         if self.padded:
             x = pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         elif any(size < _LEAST or size % STRIDE != _REMAINDER for size in (height, width)):
-            raise ValueError(
-                f"x: is {height} x {width}, without padding height and width should be {_LEAST}, "
-                f"{_LEAST + STRIDE}, … 572, …: {_REMAINDER} more than a multiple of {STRIDE}"
+            wanted = (
+                f"{_LEAST}, {_LEAST + STRIDE}, … 572, …, without padding: {_REMAINDER} more than a multiple of {STRIDE}"
             )
+            raise ArgumentError("x", f"{height} x {width}", wanted, what="size")
         skips = []
         for i in range(1, LEVELS + 1):
             x = getattr(self, f"down{i}")(x if i == 1 else self.pool(x))

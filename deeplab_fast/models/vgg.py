@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.models.layers import check_count, check_images, classifier, conv_relu
 from deeplab_fast.nn import MSC
 
@@ -70,7 +71,7 @@ class DeepLabVGG16(VGG16Trunk):
     def __init__(self, num_classes: int, rates: Sequence[int], average_pool: bool = False):
         num_classes = check_count("num_classes", num_classes)
         if not isinstance(rates, Sequence) or isinstance(rates, str) or len(rates) == 0:
-            raise ValueError(f"rates: is {rates!r}, should be a sequence of integers, one a branch")
+            raise ArgumentError("rates", rates, "a sequence of integers, one a branch")
         rates = [check_count("rates", rate) for rate in rates]
         super().__init__(_deeplab_pools(), last_rate=2)
         self.average = nn.AvgPool2d(3, stride=1, padding=1) if average_pool else nn.Identity()

@@ -72,7 +72,7 @@ def check_kind(path: Path, called: str = "weights") -> None:
     if not path.exists():
         raise FileNotFoundError(f"{called} not found: {path}")
     if path.is_dir():
-        raise ValueError(f"{called} must be a file, {path} is a folder")
+        raise ValueError(f"{called} {path}: is a folder, should be a file")
     with open(path, "rb") as file:
         start = file.read(1024)
     try:

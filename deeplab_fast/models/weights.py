@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.models import caffe, imagenet, weight_files
 from deeplab_fast.models.layers import BilinearUpsampling
 from deeplab_fast.models.weight_names import COUNTER, MSC, WeightsError, find_prefix, plain, under
@@ -44,9 +45,7 @@ def classifier_modules(model: nn.Module) -> list[nn.Module]:
         children = [getattr(inner, name, None) for name in ("base", "module", "_orig_mod")]
         inner = next((child for child in children if isinstance(child, nn.Module)), None)
     if not isinstance(inner, nn.Module):
-        raise TypeError(
-            f"model: is a {type(model).__name__}, should be of deeplab_fast.models, or have a method classifier_modules"
-        )
+        raise ArgumentTypeError("model", type(model), "of deeplab_fast.models, or have a method classifier_modules")
     return inner.classifier_modules()
 
 
@@ -89,10 +88,10 @@ def load_weights(
             names the keys.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
     for name, value, wanted in (("classifier", classifier, ("strict", "fresh")), ("pixels", pixels, ("rgb", "bgr"))):
         if value not in wanted:
-            raise ValueError(f"{name}: is {value!r}, should be {wanted[0]!r} or {wanted[1]!r}")
+            raise ArgumentError(name, value, f"{wanted[0]!r} or {wanted[1]!r}")
     model = _unwrapped(model)
     own = model.state_dict()
     taken = _Taken(Path(path), read_state(path))

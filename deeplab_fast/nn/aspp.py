@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from deeplab_fast._conv_arguments import pair
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.nn import fusing
 
 
@@ -32,7 +33,7 @@ class ASPP(nn.Module):
         in_channels, _ = pair("in_channels", in_channels, least=1)
         num_classes, _ = pair("num_classes", num_classes, least=1)
         if not isinstance(rates, Sequence) or isinstance(rates, str) or len(rates) == 0:
-            raise ValueError(f"rates: is {rates!r}, should be a sequence of integers, one a branch")
+            raise ArgumentError("rates", rates, "a sequence of integers, one a branch")
         self.rates = tuple(pair("rates", rate, least=1)[0] for rate in rates)
         for b, rate in enumerate(self.rates):
             conv = nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)

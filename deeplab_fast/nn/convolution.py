@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deeplab_fast import ops
 from deeplab_fast._conv_arguments import Pair
+from deeplab_fast.errors import ArgumentError
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -37,9 +38,9 @@ class AtrousConv2d(nn.Conv2d):
         dtype: Any = None,
     ):
         if groups != 1:
-            raise ValueError(f"groups: is {groups!r}, should be 1; for others take torch.nn.Conv2d")
+            raise ArgumentError("groups", groups, "1; for others take torch.nn.Conv2d")
         if padding_mode != "zeros":
-            raise ValueError(f"padding_mode: is {padding_mode!r}, should be 'zeros'; for others take torch.nn.Conv2d")
+            raise ArgumentError("padding_mode", padding_mode, "'zeros'; for others take torch.nn.Conv2d")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.crf import CLIP, PRESETS, CRFParameters, parameters
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.nn.crf_inputs import (
     bilateral_features,
     check_channels,
@@ -86,7 +87,7 @@ class DenseCRF(nn.Module):
         self.learnable = learnable
         if learnable != (num_classes is not None) or (learnable and num_classes < 1):
             wanted = "the number of classes, at least 1, with learnable=True" if learnable else "left out"
-            raise ValueError(f"num_classes: is {num_classes}, should be {wanted}")
+            raise ArgumentError("num_classes", num_classes, wanted)
         if learnable:
             identity = torch.eye(num_classes)
             self.spatial_weight = nn.Parameter(self.params.pos_w * identity)
@@ -105,7 +106,7 @@ class DenseCRF(nn.Module):
             ValueError: for an unknown name, and as the constructor does.
         """
         if name not in PRESETS:
-            raise ValueError(f"name: is {name!r}, should be one of {', '.join(map(repr, PRESETS))}")
+            raise ArgumentError("name", name, f"one of {', '.join(map(repr, PRESETS))}")
         options = {key: overrides.pop(key) for key in ("learnable", "num_classes", "recompute") if key in overrides}
         return cls(**vars(parameters(name, **overrides)), **options)
 
@@ -137,9 +138,8 @@ class DenseCRF(nn.Module):
         check_sizes(image, prob)
         check_channels(image, self.params.bi_rgb_std, "bi_rgb_std")
         if self.learnable and prob.shape[-3] != len(self.compatibility):
-            raise ValueError(
-                f"prob: shape is {shape_of(prob)}, should have the layer's {len(self.compatibility)} classes"
-            )
+            wanted = f"that of the layer's {len(self.compatibility)} classes"
+            raise ArgumentError("prob", shape_of(prob), wanted, what="shape")
         if not torch.compiler.is_compiling():  # these look at values
             check_values(image, prob)
         batched = prob.ndim == 4

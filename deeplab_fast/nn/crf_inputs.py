@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast._arguments import shape_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 
 def spatial_features(image: Tensor, std: float) -> Tensor:
@@ -38,10 +39,7 @@ def _divide(tensor: Tensor, by: float | Sequence[float]) -> Tensor:
 def check_channels(image: Tensor, std: float | Sequence[float], name: str) -> None:
     """Raise ValueError if there is a standard deviation for each of some channels, but not for each of the image's."""
     if isinstance(std, Sequence) and len(std) != image.shape[-3]:
-        raise ValueError(
-            f"{name}: has {len(std)} numbers, should be one number, or {image.shape[-3]}, one for each channel of the "
-            "image"
-        )
+        raise ArgumentError(name, std, f"one number, or {image.shape[-3]}, one for each channel of the image")
 
 
 def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
@@ -50,14 +48,14 @@ def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
     if isinstance(image, np.ndarray):
         image, channels = _from_numpy(name, image), -1
     if not isinstance(image, Tensor):
-        raise TypeError(f"{name}: is a {type(image).__name__}, should be a tensor or a numpy array")
+        raise ArgumentTypeError(name, type(image), "a tensor or a numpy array")
     if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"{name}: dtype is {image.dtype}, should be uint8 or floating")
+        raise ArgumentTypeError(name, image.dtype, "uint8 or floating", what="dtype")
     if image.ndim not in (3, 4) or image.shape[channels] == 0:
         wanted = (
             "(C, H, W) or (N, C, H, W) for a tensor" if channels == -3 else "(H, W, C) or (N, H, W, C) for an array"
         )
-        raise ValueError(f"{name}: shape is {shape_of(image)}, should be {wanted}, with C at least 1")
+        raise ArgumentError(name, shape_of(image), f"{wanted}, with C at least 1", what="shape")
     return image if channels == -3 else image.movedim(-1, -3)
 
 
@@ -66,13 +64,11 @@ def prob_tensor(prob: Tensor | np.ndarray, name: str = "prob") -> Tensor:
     if isinstance(prob, np.ndarray):
         prob = _from_numpy(name, prob)
     if not isinstance(prob, Tensor):
-        raise TypeError(f"{name}: is a {type(prob).__name__}, should be a tensor or a numpy array")
+        raise ArgumentTypeError(name, type(prob), "a tensor or a numpy array")
     if not prob.is_floating_point():
-        raise TypeError(f"{name}: dtype is {prob.dtype}, should be floating")
+        raise ArgumentTypeError(name, prob.dtype, "floating", what="dtype")
     if prob.ndim not in (3, 4) or 0 in prob.shape[-3:]:
-        raise ValueError(
-            f"{name}: shape is {shape_of(prob)}, should be (K, H, W) or (N, K, H, W) with K, H and W at least 1"
-        )
+        raise ArgumentError(name, shape_of(prob), "(K, H, W) or (N, K, H, W) with K, H and W at least 1", what="shape")
     return prob
 
 
@@ -83,19 +79,18 @@ def _from_numpy(name: str, array: np.ndarray) -> Tensor:
     try:
         return torch.from_numpy(array)
     except TypeError as error:
-        raise TypeError(f"{name}: dtype is {array.dtype}, should be floating") from error
+        raise ArgumentTypeError(name, array.dtype, "floating", what="dtype") from error
 
 
 def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
     """Raise ValueError where batches, sizes or devices of image and probabilities differ."""
     image_name, name = names
     if image.ndim != prob.ndim or image.shape[:-3] != prob.shape[:-3] or image.shape[-2:] != prob.shape[-2:]:
-        raise ValueError(
-            f"{name}: shape is {shape_of(prob)}, should have the batch, height and width of {image_name}, whose "
-            f"shape is {shape_of(image)} with channels before height and width"
-        )
+        shape = f"{shape_of(image)} with channels before height and width"
+        wanted = f"of the batch, height and width of {image_name}, whose shape is {shape}"
+        raise ArgumentError(name, shape_of(prob), wanted, what="shape")
     if image.device != prob.device:
-        raise ValueError(f"{name}: device is {prob.device}, should be {image.device}, that of {image_name}")
+        raise ArgumentError(name, prob.device, f"{image.device}, that of {image_name}", what="device")
 
 
 def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
@@ -106,16 +101,16 @@ def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image",
     slack = 1e-3 if prob.dtype.itemsize > 2 else 1e-2  # what rounding explains
     low, high = (bound.item() for bound in prob.detach().aminmax())
     if not (low >= -slack and high <= 1 + slack):
-        raise ValueError(f"{name}: values are {low:.4g} to {high:.4g}, should be probabilities in 0..1")
+        raise ArgumentError(name, f"{low:.4g} to {high:.4g}", "probabilities in 0..1", what="values")
     if image.dtype == torch.uint8:
         return
     low, high = (bound.item() for bound in image.detach().aminmax())
     if image.shape[-3] != 3:  # of any unit
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{image_name}: values are {low:.4g} to {high:.4g}, should be finite")
+            raise ArgumentError(image_name, f"{low:.4g} to {high:.4g}", "finite", what="values")
         return
     if not (low >= 0 and high <= 255):
-        raise ValueError(f"{image_name}: values are {low:.4g} to {high:.4g}, should be in 0..255, not normalised")
+        raise ArgumentError(image_name, f"{low:.4g} to {high:.4g}", "in 0..255, not normalised", what="values")
     if 0 < high <= 1:
         warnings.warn(
             f"{image_name}: no value is above {high:.4g}; colours are expected in 0..255, not in 0..1", stacklevel=4

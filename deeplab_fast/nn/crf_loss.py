@@ -11,7 +11,8 @@ from torch.nn.functional import interpolate
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
-from deeplab_fast.crf import deviations
+from deeplab_fast.crf.parameters import deviations
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.nn.crf_inputs import (
     bilateral_features,
     check_channels,
@@ -75,9 +76,9 @@ class DenseCRFLoss(nn.Module):
         colours = [("sigma_rgb", sigma) for sigma in (sigma_rgb if isinstance(sigma_rgb, tuple) else (sigma_rgb,))]
         for name, value in (*colours, ("sigma_xy", sigma_xy), ("scale_factor", scale_factor)):
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: is {value}, should be positive and finite")
+                raise ArgumentError(name, value, "positive and finite")
         if not math.isfinite(weight):
-            raise ValueError(f"weight: is {weight}, should be finite")
+            raise ArgumentError("weight", weight, "finite")
         self.weight = weight
         self.sigma_rgb = sigma_rgb
         self.sigma_xy = sigma_xy
@@ -109,14 +110,13 @@ class DenseCRFLoss(nn.Module):
         names = ("images", "segmentations")
         images, segmentations = image_tensor(images, names[0]), prob_tensor(segmentations, names[1])
         if segmentations.ndim != 4:
-            raise ValueError(f"segmentations: shape is {shape_of(segmentations)}, should be (N, K, H, W)")
+            raise ArgumentError("segmentations", shape_of(segmentations), "(N, K, H, W)", what="shape")
         check_sizes(images, segmentations, names)
         check_channels(images, self.sigma_rgb, "sigma_rgb")
         _check_rois(rois, segmentations)
         if min(int(size * self.scale_factor) for size in segmentations.shape[2:]) < 1:
-            raise ValueError(
-                f"segmentations: shape is {shape_of(segmentations)}, scaling by {self.scale_factor} leaves nothing"
-            )
+            wanted = f"larger, scaling by {self.scale_factor} leaves nothing"
+            raise ArgumentError("segmentations", shape_of(segmentations), wanted, what="shape")
         if not torch.compiler.is_compiling():  # these look at values
             check_values(images, segmentations, names)
         with torch.autocast(segmentations.device.type, enabled=False):
@@ -150,9 +150,9 @@ def _check_rois(rois: Tensor | None, segmentations: Tensor) -> None:
     if rois is None:
         return
     if not isinstance(rois, Tensor):
-        raise TypeError(f"rois: is a {type(rois).__name__}, should be a tensor or None")
+        raise ArgumentTypeError("rois", type(rois), "a tensor or None")
     wanted = (segmentations.shape[0], *segmentations.shape[2:])
     if shape_of(rois) != wanted:
-        raise ValueError(f"rois: shape is {shape_of(rois)}, should be {wanted}, to go with segmentations")
+        raise ArgumentError("rois", shape_of(rois), f"{wanted}, to go with segmentations", what="shape")
     if rois.device != segmentations.device:
-        raise ValueError(f"rois: device is {rois.device}, should be {segmentations.device}, that of segmentations")
+        raise ArgumentError("rois", rois.device, f"{segmentations.device}, that of segmentations", what="device")

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from deeplab_fast._arguments import check_floating, shape_of
 from deeplab_fast._conv_arguments import format_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 
 class MSC(nn.Module):
@@ -31,10 +32,10 @@ class MSC(nn.Module):
     def __init__(self, base: nn.Module, scales: Sequence[float] = (0.5, 0.75)):
         super().__init__()
         if not isinstance(base, nn.Module):
-            raise TypeError(f"base: is a {type(base).__name__}, should be a torch.nn.Module")
+            raise ArgumentTypeError("base", type(base), "a torch.nn.Module")
         for scale in scales:
             if not (scale > 0 and math.isfinite(scale)):
-                raise ValueError(f"scales: is {tuple(scales)}, should be positive numbers")
+                raise ArgumentError("scales", tuple(scales), "positive numbers")
         self.base = base
         self.scales = tuple(scales)
 
@@ -54,8 +55,8 @@ class MSC(nn.Module):
         """
         check_floating("x", x)
         if x.ndim != 4 or any(int(size * scale) < 1 for scale in (1, *self.scales) for size in x.shape[2:]):
-            raise ValueError(
-                f"x: shape is {shape_of(x)}, should be (N, C, H, W) with H and W at least 1 at scales {self.scales}"
+            raise ArgumentError(
+                "x", shape_of(x), f"(N, C, H, W) with H and W at least 1 at scales {self.scales}", what="shape"
             )
         # By factor, not by size: of an odd size the two give different positions, and published weights know this one.
         # And in the format of x, which interpolate loses for three channels: layers in two formats would copy.
@@ -67,7 +68,7 @@ class MSC(nn.Module):
         ]
         logits = [self.base(image) for image in (x, *images)]
         if not all(isinstance(one, Tensor) for one in logits):
-            raise TypeError(f"base: returned a {type(logits[0]).__name__}, should return a tensor of scores")
+            raise ArgumentTypeError("base", type(logits[0]), "a tensor of scores", what="output")
         size = max((one.shape[2:] for one in logits), key=math.prod)
         resized = [
             one if one.shape[2:] == size else interpolate(one, size, mode="bilinear", align_corners=False)

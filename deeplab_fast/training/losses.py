@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from deeplab_fast.config import CRFLossConfig
 from deeplab_fast.data import MEAN_BGR, resize_labels
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.nn import DenseCRFLoss
 from deeplab_fast.pictures import IGNORED
 
@@ -53,7 +54,7 @@ class SegmentationLoss(nn.Module):
     def _check(self, labels: Tensor, classes: int) -> None:
         wrong = labels[(labels != self.ignore_index) & ((labels < 0) | (labels >= classes))]
         if len(wrong):
-            raise ValueError(f"labels: has {int(wrong[0])}, should be 0 to {classes - 1}, or {self.ignore_index}")
+            raise ArgumentError("labels", int(wrong[0]), f"0 to {classes - 1}, or {self.ignore_index}", what="one")
 
 
 class CRFRegularisation(nn.Module):

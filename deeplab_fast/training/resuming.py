@@ -7,6 +7,7 @@ from typing import Any
 
 from deeplab_fast.config import Config
 from deeplab_fast.data import SegmentationDataset
+from deeplab_fast.errors import ArgumentError
 
 # Entries of the configuration that a resumed training has to have as before.
 SAME_MODEL = ("name", "options")
@@ -31,15 +32,15 @@ def check_same_training(state: dict[str, Any], config: Config, dataset: Segmenta
     for entry in compared:
         has, had = (functools.reduce(dict.__getitem__, entry, entries) for entries in (now, before))
         if has != had:
-            raise ValueError(
-                f"{'.'.join(entry)}: is {has}, the checkpoint has {had}; resumed, a training keeps it. To change "
-                "it, train in another folder, with the checkpoint as model.weights"
+            raise ArgumentError(
+                ".".join(entry),
+                has,
+                f"{had!r}, as in the checkpoint; resumed, a training keeps it. To change it, train in another folder, "
+                "with the checkpoint as model.weights",
             )
     if state["deeplab_fast"]["classes"] != list(dataset.classes):
-        raise ValueError(f"data: has the classes {', '.join(dataset.classes)}, the checkpoint has others")
+        raise ArgumentError("data", ", ".join(dataset.classes), "those of the checkpoint", what="list of classes")
     had = state["sampler"]["length"]
     if had != len(dataset):
-        raise ValueError(
-            f"data.train: has {len(dataset)} samples, the checkpoint was trained with {had}; resumed, a "
-            "training goes on with the same ones"
-        )
+        wanted = f"{had}, as the checkpoint was trained with; resumed, a training goes on with the same ones"
+        raise ArgumentError("data.train", len(dataset), wanted, what="number of samples")

@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
+from deeplab_fast.config.build import inputs_of, make_dataset, make_model
+from deeplab_fast.config.device import DTYPES, device_of
 from deeplab_fast.data.reading import processors
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.files import check_destination, remove_abandoned
-from deeplab_fast.from_config import DTYPES, device_of, inputs_of, make_dataset, make_model
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
 from deeplab_fast.training.first_look import look_at_training, look_at_validation
@@ -83,10 +85,10 @@ def train(
         OSError: if a checkpoint cannot be written; the one before stays.
     """
     if stop_after is not None and stop_after < 1:
-        raise ValueError(f"stop_after: is {stop_after}, should be at least 1")
+        raise ArgumentError("stop_after", stop_after, "at least 1")
     device = device_of(config.device)
     if resume not in (False, True, "auto"):
-        raise ValueError(f"resume: is {resume!r}, should be False, True or 'auto'")
+        raise ArgumentError("resume", resume, "False, True or 'auto'")
     with processes(device) as group, Display(config, group.is_first and not quiet) as display:
         return Trainer(config, device, group, display, resume).run(stop_after)
 
@@ -361,7 +363,7 @@ class Trainer:
                     raise InterruptedError("a signal came")
 
             try:
-                return evaluation.evaluate.evaluate(
+                return evaluation.evaluate(
                     predictor,
                     self.validation,
                     batch_size=self.config.evaluation.batch_size,

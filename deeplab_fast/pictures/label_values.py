@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.pictures import IGNORED
+from deeplab_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IGNORE = "ignore"
+# The label value that PASCAL VOC, and most after it, use for "not labelled".
+IGNORED = 255
+IGNORE = "ignore"  # what stands for it in --values and configurations
 MOST_COUNTED = 1 << 16  # values of 16 bits are found by counting, others by sorting
 
 
@@ -45,9 +47,9 @@ class LabelValues:
         for part in text.split(","):
             value, colon, meaning = (word.strip() for word in part.partition(":"))
             if not (colon and value.isdecimal() and (meaning.isdecimal() or meaning == IGNORE)):
-                raise ValueError(f"values: is {text!r}, should be like 0:0,255:1 or 0:0,255:1,128:{IGNORE}")
+                raise ArgumentError("values", text, f"like 0:0,255:1 or 0:0,255:1,128:{IGNORE}")
             if int(value) in classes:
-                raise ValueError(f"values: is {text!r}, which names {value} twice")
+                raise ArgumentError("values", text, f"such that it names {value} once")
             classes[int(value)] = None if meaning == IGNORE else int(meaning)
         return cls(classes)
 
@@ -60,7 +62,7 @@ class LabelValues:
         unnamed = self.unnamed(labels)
         if unnamed:
             names = ", ".join(map(str, unnamed[:5])) + (", …" if len(unnamed) > 5 else "")
-            raise ValueError(f"labels hold {names}, which values does not name: {self}")
+            raise ArgumentError("labels", names, f"named in values, which is {self}", what="values")
         present = present_values(labels)
         meanings = [IGNORED if self.classes[value] is None else self.classes[value] for value in present]
         return np.array(meanings, np.int64)[np.searchsorted(np.array(present, labels.dtype), labels)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deeplab_fast import files, pictures
 from deeplab_fast.data.datasets import IMAGE_ENDINGS
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.predictor import NotFiniteError, Predictor
 
@@ -59,7 +60,7 @@ def collect_images(paths: Sequence[PathLike] | PathLike) -> list[Path]:
         for file in files:
             found.setdefault(os.path.realpath(file), file)
     if not found:
-        raise ValueError("paths: is empty, should name at least one image or folder")
+        raise ArgumentError("paths", [], "at least one image or folder")
     return list(found.values())
 
 
@@ -70,7 +71,8 @@ def _in_folder(folder: Path) -> list[Path]:
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
     if not files:
-        raise ValueError(f"paths: the folder {folder} holds no image, should hold {', '.join(IMAGE_ENDINGS)} files")
+        wanted = f"one that holds {', '.join(IMAGE_ENDINGS)} files"
+        raise ArgumentError("paths", f"{folder}, without images", wanted, what="folder")
     return files
 
 
@@ -108,9 +110,10 @@ def predict(
     """
     batching.check_batch_size(batch_size)
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error: is {on_error!r}, should be 'raise' or 'skip'")
+        raise ArgumentError("on_error", on_error, "'raise' or 'skip'")
     if predictor.num_classes > 256:
-        raise ValueError(f"predictor: has {predictor.num_classes} classes, label pictures hold 256")
+        wanted = "at most 256, what label pictures hold"
+        raise ArgumentError("predictor", predictor.num_classes, wanted, what="number of classes")
     images = collect_images(paths)
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     targets = _targets(images, Path(out), overlay, files.Inputs([*given, *images]))
@@ -125,10 +128,10 @@ def predict(
 def _targets(images: Sequence[Path], out: Path, overlay: bool | str, inputs: files.Inputs) -> dict[Path, list[Path]]:
     """The files to write for each image; raises where two would be one, or one may not be written."""
     if overlay not in (False, True, "png", "jpg"):
-        raise ValueError(f"overlay: is {overlay!r}, should be True, False, 'png' or 'jpg'")
+        raise ArgumentError("overlay", overlay, "True, False, 'png' or 'jpg'")
     ending = overlay if isinstance(overlay, str) else "png"
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {out} is a file, should be a folder")
+        raise ArgumentError("out", str(out), "a folder, not a file")
     owners: dict[str, Path] = {}
     targets: dict[Path, list[Path]] = {}
     for image in images:

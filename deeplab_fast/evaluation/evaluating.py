@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from deeplab_fast import files, pictures
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.metrics import ConfusionMatrix
 from deeplab_fast.evaluation.predictor import NotFiniteError, Prediction, Predictor
@@ -91,11 +92,11 @@ def evaluate(
     batching.check_batch_size(batch_size)
     _check(predictor, dataset, save_png, save_logits, logits_dtype)
     if on_problem not in ("raise", "skip"):
-        raise ValueError(f"on_problem: is {on_problem!r}, should be 'raise' or 'skip'")
+        raise ArgumentError("on_problem", on_problem, "'raise' or 'skip'")
     _check_share(rank, world)
     with_crf = predictor.crf is not None if with_crf is None else with_crf
     if with_crf and predictor.crf is None:
-        raise ValueError("with_crf: is True, should be False for a predictor without a CRF")
+        raise ArgumentError("with_crf", True, "False for a predictor without a CRF")
     run = _Run(predictor, dataset, with_crf, save_png, save_logits, logits_dtype, on_problem == "skip", progress)
     start = time.perf_counter()
     failure: Exception | None = None
@@ -109,22 +110,24 @@ def evaluate(
 def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | None, dtype: Any) -> None:
     """Raise for a set that does not go with the network or cannot be saved."""
     if dataset.num_classes != predictor.num_classes:
-        raise ValueError(
-            f"dataset: has {dataset.num_classes} classes, should have {predictor.num_classes}, as the network"
-        )
+        wanted = f"{predictor.num_classes}, as the network's"
+        raise ArgumentError("dataset", dataset.num_classes, wanted, what="number of classes")
     if len(dataset) == 0:
-        raise ValueError("dataset: is empty, should hold at least one image")
+        raise ArgumentError("dataset", 0, "at least 1", what="number of images")
     if np.dtype(dtype) not in (np.float16, np.float32):
-        raise ValueError(f"logits_dtype: is {np.dtype(dtype)}, should be float16 or float32")
+        raise ArgumentError("logits_dtype", str(np.dtype(dtype)), "float16 or float32")
     if png is not None and predictor.num_classes > 256:
-        raise ValueError(f"save_png: PNGs hold 256 classes, the network has {predictor.num_classes}")
+        wanted = "at most 256, what PNGs hold, to save them"
+        raise ArgumentError("predictor", predictor.num_classes, wanted, what="number of classes")
     if png is not None or logits is not None:
         twice = [name for name, count in Counter(dataset.names).items() if count > 1]
         if twice:
-            raise ValueError(f"dataset: has the name {twice[0]!r} more than once, files of both would be one")
+            wanted = "there once: the files of both would be one"
+            raise ArgumentError("dataset", repr(twice[0]), wanted, what="name")
         for name in dataset.names:
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"dataset: has the name {name!r}, should name a file inside the folder to save in")
+                wanted = "that of a file inside the folder to save in"
+                raise ArgumentError("dataset", repr(name), wanted, what="name")
     inputs = files.Inputs(getattr(dataset, "inputs", list)())
     for folder, ending in ((png, PNG), (logits, NPY)):
         for name in dataset.names if folder is not None else ():
@@ -133,9 +136,9 @@ def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | 
 
 def _check_share(rank: int, world: int) -> None:
     if not 0 <= rank < world:
-        raise ValueError(f"rank: is {rank}, should be in 0..{world - 1}, world being {world}")
+        raise ArgumentError("rank", rank, f"in 0..{world - 1}, world being {world}")
     if world > 1 and _distributed() and torch.distributed.get_world_size() != world:
-        raise ValueError(f"world: is {world}, should be {torch.distributed.get_world_size()}, as in torch.distributed")
+        raise ArgumentError("world", world, f"{torch.distributed.get_world_size()}, as in torch.distributed")
 
 
 def _distributed() -> bool:

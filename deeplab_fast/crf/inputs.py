@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_fast import crf, pictures
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from deeplab_fast.label_values import LabelValues
+    from deeplab_fast.pictures.label_values import LabelValues
     from deeplab_fast.scores import ScoreMap
 
 MOST_CLASSES = 256  # as many as a palette picture holds
@@ -62,11 +63,11 @@ def label_map(array: NDArray[Any]) -> NDArray[np.int64]:
     """
     labels = _without_channel(array)
     if labels.ndim != 2 or labels.size == 0:
-        raise ValueError(f"labels must be a non-empty (H, W) array, had shape {array.shape}")
+        raise ArgumentError("labels", array.shape, "(H, W), not empty", what="shape")
     if labels.dtype.kind not in "iubf":
-        raise TypeError(f"labels must be whole numbers, were {labels.dtype}")
+        raise ArgumentTypeError("labels", labels.dtype, "whole numbers", what="dtype")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        raise ValueError("labels must be whole numbers, were fractions, NaN or Inf")
+        raise ArgumentError("labels", "fractions, NaN or Inf", "whole numbers", what="values")
     return labels.astype(np.int64)
 
 
@@ -99,9 +100,8 @@ def from_labels(
             or one whose values seem to be no class numbers although neither `classes` nor `values` is given.
     """
     if labels.shape != size:
-        raise ValueError(
-            f"labels of {labels.shape[1]}×{labels.shape[0]} do not fit the photo's {size[1]}×{size[0]} (width×height)"
-        )
+        wanted = f"{size[1]}×{size[0]} (width×height), as the photo"
+        raise ArgumentError("labels", f"{labels.shape[1]}×{labels.shape[0]}", wanted, what="size")
     if values is not None:
         labels = values.apply(labels)
         named = [k for k in values.classes.values() if k is not None]
@@ -113,7 +113,8 @@ def from_labels(
         unknown.add(pictures.IGNORED)
     is_unsure = np.isin(labels, list(unknown))
     if is_unsure.all():
-        raise ValueError(f"labels must name at least one class, every pixel is unsure ({_shown(labels)}); {ADVICE}")
+        wanted = f"such that a class is left, every pixel is unsure; {ADVICE}"
+        raise ArgumentError("labels", _shown(labels), wanted, what="values")
     if values is None:
         _check_two_classes(labels, is_unsure)
     notes = []
@@ -131,22 +132,24 @@ def _check_two_classes(labels: NDArray[Any], is_unsure: NDArray[np.bool_]) -> No
     if len(sure) > 1:
         return
     ignored = f", the rest being unsure ({_shown(labels[is_unsure])})" if is_unsure.any() else ""
-    raise ValueError(f"labels must name at least two classes, only {sure[0]} is left{ignored}; {ADVICE}")
+    wanted = f"those of at least two classes, only {sure[0]} is left{ignored}; {ADVICE}"
+    raise ArgumentError("labels", _shown(labels), wanted, what="values")
 
 
 def _check_plausible(labels: NDArray[Any]) -> None:
     """Raise for values that are hardly class numbers."""
     present = np.unique(labels)
     if len(present) > MOST_PLAUSIBLE:
-        raise ValueError(
-            f"labels hold {len(present)} different values, as a picture that was compressed, resized or smoothed: "
-            f"--classes says that they are classes; {ADVICE}"
+        raise ArgumentError(
+            "labels",
+            f"{len(present)}, as of a picture that was compressed, resized or smoothed",
+            f"at most {MOST_PLAUSIBLE}, unless --classes says that they are classes; {ADVICE}",
+            what="number of different values",
         )
     sure = present[present != pictures.IGNORED]
     if len(present) <= 4 and len(sure) > 1 and sure.max() >= GREY:
-        raise ValueError(
-            f"labels are {_shown(labels)}, as a mask's in grey: --classes says that they are classes; {ADVICE}"
-        )
+        wanted = f"class numbers, unless --classes says that they are; {ADVICE}"
+        raise ArgumentError("labels", f"{_shown(labels)}, as a mask's in grey", wanted, what="values")
 
 
 def _shown(labels: NDArray[Any]) -> str:
@@ -156,4 +159,4 @@ def _shown(labels: NDArray[Any]) -> str:
 
 def _check_count(classes: int) -> None:
     if not 1 <= classes <= MOST_CLASSES:
-        raise ValueError(f"classes must be 1 to {MOST_CLASSES}, what a palette picture holds, were {classes}")
+        raise ArgumentError("classes", classes, f"1 to {MOST_CLASSES}, what a palette picture holds")

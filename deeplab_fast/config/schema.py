@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from deeplab_fast.errors import ArgumentError
+
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -202,13 +204,13 @@ def _described(error: Any) -> str:
 def _replace(entries: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not all(name.split(".")):
-        raise ValueError(f"--set: is {override!r}, should be like training.lr=0.001")
+        raise ArgumentError("overrides", override, "like training.lr=0.001")
     *sections, last = name.split(".")
     for section in sections:
         entries = entries.setdefault(section, {})
         if not isinstance(entries, dict):
-            raise ValueError(f"--set: {name} is no entry, {section} is no section")
+            raise ArgumentError("overrides", override, f"about an entry, {section} is no section")
     try:
         entries[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"--set: the value of {name} is no YAML: {error}") from error
+        raise ArgumentError("overrides", override, f"YAML after the =: {error}") from error
