@@ -65,20 +65,20 @@ WORKERS=""
 export TRITON_CACHE_DIR="$STAGE/triton"
 # Only files that have such tests are imported: the others may need packages that are not there.
 # shellcheck disable=SC2086
-stage crf_tests 70 "$PYTHON" -P -m pytest tests/test_crf_gpu.py -v --tb=short -p no:cacheprovider $WORKERS
+stage crf_tests 70 "$PYTHON" -P -m pytest tests/crf/test_dense_crf_gpu.py -v --tb=short -p no:cacheprovider $WORKERS
 # shellcheck disable=SC2046,SC2086
-stage tests 110 "$PYTHON" -P -m pytest $(grep -l "mark.cuda" tests/test_*.py | grep -v test_crf_gpu) -m cuda -v --tb=short -p no:cacheprovider $WORKERS
+stage tests 110 "$PYTHON" -P -m pytest $(grep -rl "mark.cuda" tests --include="test_*.py" | grep -v test_dense_crf_gpu) -m cuda -v --tb=short -p no:cacheprovider $WORKERS
 
 # torch's own pool of memory would hide an access beyond the end of a tensor.
 SANITIZER=$(command -v compute-sanitizer || echo "$CUDA_HOME/bin/compute-sanitizer")
 if [ -x "$SANITIZER" ]; then
   for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "crf_$tool" 35 "$SANITIZER" --tool "$tool" --error-exitcode 1 \
-      "$PYTHON" -P -m pytest tests/test_crf_gpu.py -q -p no:cacheprovider \
+      "$PYTHON" -P -m pytest tests/crf/test_dense_crf_gpu.py -q -p no:cacheprovider \
       -k "(test_gradients or test_filter) and (image or mixed_kernels or labels_91 or one_pixel or float16) and not True"
   done
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 40 "$SANITIZER" --tool memcheck --error-exitcode 1 \
-    "$PYTHON" -P -m pytest tests/test_kernels_cuda.py -m cuda -q -p no:cacheprovider \
+    "$PYTHON" -P -m pytest tests/kernels/test_kernels_gpu.py -m cuda -q -p no:cacheprovider \
     -k "(plain or channels_last) and tf32 and not float and not gradients_alone"
 else
   echo "memcheck: skipped, there is no compute-sanitizer" | tee -a "$SUMMARY"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.case import Backend, Target
 from deeplab_fast.ops import define
-from tests.photos import PHOTOS, photo, scores
+from tests.support.photos import PHOTOS, photo, scores
 
 THREADS = 2  # as many as the machine of the committed results has cores
 LAST = torch.channels_last

@@ -21,7 +21,7 @@ from bench.cases.common import (
     relative_error,
 )
 from deeplab_fast import nn
-from tests.photos import photo, scores
+from tests.support.photos import photo, scores
 
 CLASSES, ITERATIONS = 21, 5
 

@@ -17,7 +17,7 @@ from bench.cases.common import OURS, PYDENSECRF, different_labels, gpu_and_cpu, 
 from deeplab_fast import pydensecrf
 from deeplab_fast.crf import PRESETS, CRFParameters
 from deeplab_fast.nn.crf_inputs import bilateral_features, spatial_features
-from tests.photos import photo, unary
+from tests.support.photos import photo, unary
 
 THREADS = (1, 2)
 # name: (labels, labels that occur in the photo); the others have probability 1e-5 throughout, so one unary.

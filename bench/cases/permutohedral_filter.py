@@ -14,7 +14,7 @@ import deeplab_fast
 from bench.case import Backend, Case, Target
 from bench.cases.common import OURS, PLAIN, THREADS, gpu_and_cpu, image_tensor, plain, relative_error
 from deeplab_fast.nn.crf_inputs import bilateral_features, spatial_features
-from tests.photos import photo
+from tests.support.photos import photo
 
 # name: (standard deviation in position, in colour): the kernels of preset deeplab, and psa's wider bilateral one.
 KERNELS = {"spatial 1": (1, None), "bilateral 67, 3": (67, 3), "bilateral 80, 13": (80, 13)}

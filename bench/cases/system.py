@@ -23,7 +23,7 @@ from bench.stock_networks import calibrate, deeplabv2_resnet, shape_of_resnet
 from deeplab_fast.crf import PRESETS
 from deeplab_fast.models import DeepLabV2
 from deeplab_fast.nn import MSC, DenseCRF
-from tests.photos import photo
+from tests.support.photos import photo
 
 STOCK, REFERENCE = "stock", "deeplab_fast, reference path"
 CLASSES, CROP, BATCH = 21, 321, 2

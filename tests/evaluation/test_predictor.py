@@ -261,7 +261,7 @@ def test_refuses_images(batch, error, message):
 
 def test_no_images():
     assert Predictor(Colours(), 4).labels([]) == []
-    with pytest.raises(ValueError, match="images: is \[\]"):
+    with pytest.raises(ValueError, match=r"images: is \[\]"):
         Predictor(Colours(), 4).probabilities([])
 
 

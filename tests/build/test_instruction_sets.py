@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from places import CSRC, NATIVE
 
-TESTS = Path(__file__).parent
-CSRC = TESTS.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -21,8 +20,8 @@ def program(tmp_path_factory) -> Path:
     tables = sorted(CSRC.rglob("kernel_tables.cpp"))
     sets = "-DDEEPLAB_FAST_FURTHER_SETS(SET,...)=SET(made_up,true,__VA_ARGS__)"
     # The program itself has the made-up set in its text: it need not be told.
-    for number, source in enumerate([*tables, CSRC / "isa" / "isa.cpp", TESTS / "instruction_sets_check.cpp"]):
-        told = [sets] if source.parent != TESTS else []
+    for number, source in enumerate([*tables, CSRC / "isa" / "isa.cpp", NATIVE / "instruction_sets.cpp"]):
+        told = [sets] if source.parent != NATIVE else []
         output = path.with_name(f"{number}.o")
         command = [COMPILER, "-std=gnu++17", "-w", "-I", CSRC, *told, "-c", source, "-o", output]
         subprocess.run(command, check=True)

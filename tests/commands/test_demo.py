@@ -11,7 +11,7 @@ import pytest
 from deeplab_fast import pictures
 
 pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
-sys.path.append(str(Path(__file__).parents[1] / "demo"))
+sys.path.append(str(Path(__file__).parents[2] / "demo"))
 annotate = pytest.importorskip("annotate", reason="the demo is in the source checkout only")
 import run as demo  # noqa: E402
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import SUPPORT
 from test_pydensecrf_surface import python
 
 import deeplab_fast.pydensecrf as package
@@ -158,7 +159,7 @@ def test_threads_leave_nothing_after_release_memory():
             ctypes.CDLL(None).malloc_trim(0)
         print(before, after, resident())
         """,
-        PYTHONPATH=str(Path(__file__).parent),
+        PYTHONPATH=str(SUPPORT),
     )
     before, after, trimmed = (int(number) / 2**20 for number in out.split())
     assert after < before - 50

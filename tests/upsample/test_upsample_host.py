@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred
 from cuda_headers import cuda_include
+from places import CSRC, NATIVE
 from test_upsample import (
     assert_argmax_accurate,
     assert_softmax_accurate,
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from deeplab_fast.ops import define
 
-TESTS = Path(__file__).parent
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SAMPLES = [sample for sample in UPSAMPLE_SAMPLES if sample.dtype in TYPES and sample.name != "photo"]
 
@@ -50,8 +49,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("g++ or CUDA's headers are not there")
     library = tmp_path_factory.mktemp("cuda") / "check.so"
     subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-I", TESTS.parent / "csrc", "-isystem", include,
-         TESTS / "upsample_cuda_check.cpp", "-o", library],
+        ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-I", CSRC, "-I", NATIVE, "-isystem", include,
+         NATIVE / "upsample_host.cpp", "-o", library],
         check=True,
     )  # fmt: skip
     return ctypes.CDLL(str(library))

@@ -1,4 +1,4 @@
-// The CUDA kernels of upsampling on the host, as a library for tests/test_upsample_cuda.py. Few and small blocks, so
+// The CUDA kernels of upsampling on the host, as a library for tests/upsample/test_upsample_host.py. Few and small blocks, so
 // that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.

@@ -16,7 +16,7 @@ from command import make_scene
 from deeplab_fast import files
 from deeplab_fast.files import DestinationError, atomic_write, check_destination, check_folder, remove_abandoned
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def names(folder: Path) -> list[str]:

@@ -124,5 +124,6 @@ def python(code: str, *arguments: Any) -> list[str]:
 def environment(**changes: Any) -> dict[str, str]:
     """Of such a command."""
     here = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join(filter(None, (here, os.path.dirname(here), os.environ.get("PYTHONPATH"))))
+    root = os.path.dirname(os.path.dirname(here))
+    path = os.pathsep.join(filter(None, (here, root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, **{name: str(value) for name, value in changes.items()}}

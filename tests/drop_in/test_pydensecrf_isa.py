@@ -45,11 +45,12 @@ np.savez(sys.argv[2], **result)
 
 def report(isa: str, folder) -> dict[str, np.ndarray]:
     import os
-    from pathlib import Path
+
+    from places import SUPPORT
 
     path = folder / f"{isa}.npz"
     run = subprocess.run(
-        [sys.executable, "-c", REPORT, str(Path(__file__).parent), str(path)],
+        [sys.executable, "-c", REPORT, str(SUPPORT), str(path)],
         env={**os.environ, "DEEPLAB_FAST_ISA": isa}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     if run.returncode != 0 and (run.returncode == 3 or "DEEPLAB_FAST_ISA" in run.stderr):

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(*command: str, folder: Path) -> None:
@@ -23,4 +23,4 @@ def run(*command: str, folder: Path) -> None:
 
 
 def test_kernels_in_the_interpreter():
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "kernels_interpreted.py", folder=ROOT / "tests")
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "kernels_interpreted.py", folder=ROOT / "tests" / "kernels")

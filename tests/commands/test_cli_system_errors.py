@@ -20,7 +20,7 @@ pytest.importorskip("yaml", reason="pyyaml is not installed")
 from deeplab_fast import data, models, pictures
 from deeplab_fast.commands import common
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("train", "eval", "predict", "convert", "crf-eval")
 INSTALL = r'is needed here and is not installed: pip install "deeplab-fast\[train\]"$'
 

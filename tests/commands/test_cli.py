@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deeplab_fast import crf, pictures
 from deeplab_fast.commands import app, bench
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ It is an internal op of two calls: `winograd_pack_cpu` and `winograd_conv2d_cpu`
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from conv_samples import assert_accurate, by_name, centred, stock_atrous
 from hypothesis import given
 from hypothesis import strategies as st
+from places import with_path
 from samples import LAYOUTS
 from torch import Tensor
 
@@ -152,7 +152,7 @@ def test_same_bits_for_any_number_of_threads():
 def test_instruction_sets(name: str):
     code = "from test_winograd import *\nfor sample in EXACT_SAMPLES:\n    assert_exact(sample)"
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env={**os.environ, "DEEPLAB_FAST_ISA": name},
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env={**with_path(), "DEEPLAB_FAST_ISA": name},
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     if "does not have it" in run.stderr:

@@ -287,7 +287,7 @@ def test_collect_images_finds_nothing(photos):
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match=r"paths: folder is .*empty, without images, should be one that holds \.jpg"):
         collect_images(photos / "empty")
-    with pytest.raises(ValueError, match="paths: is \[\]"):
+    with pytest.raises(ValueError, match=r"paths: is \[\]"):
         collect_images([])
 
 

@@ -10,7 +10,7 @@ import torch
 from deeplab_fast.config import Config, DataConfig, build, device, parse_config, read_config
 from deeplab_fast.crf import PRESETS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DATA = "data: {kind: voc12, root: VOC2012}\n"
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_headers import cuda_include
 from photos import photo, scores
+from places import CSRC, NATIVE
 from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, Kernel, by_name, positions, random
 from torch import Tensor
 
@@ -21,7 +22,6 @@ import deeplab_fast
 from deeplab_fast import reference
 from deeplab_fast._arguments import lattice_dtype
 
-TESTS = Path(__file__).parent
 ROWS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SMALL = [s for s in CRF_SAMPLES if s.dtype == s.feature_dtype == torch.float32 and s.batch > 0]
@@ -59,8 +59,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("cuda") / "check.so"
     flags = os.environ.get("CRF_CUDA_FLAGS", "").split()
     subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", *flags, "-I", TESTS.parent / "csrc",
-         "-isystem", include, TESTS / "crf_cuda_check.cpp", "-o", library],
+        ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", *flags, "-I", CSRC, "-I", NATIVE,
+         "-isystem", include, NATIVE / "dense_crf_host.cpp", "-o", library],
         check=True,
     )  # fmt: skip
     return ctypes.CDLL(str(library))

@@ -1,5 +1,5 @@
 // The CUDA kernels of the dense CRF on the host, and the order in which they are launched, as a library for
-// tests/test_crf_cuda.py. Few and small blocks, so that threads go around more than once.
+// tests/crf/test_dense_crf_host.py. Few and small blocks, so that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.
 #include "crf/on_device.cuh"

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from deeplab_fast import _native  # noqa: E402
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = ("sm_80", "sm_90a")  # those of CMakeLists.txt
 
 

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from photos import photo, unary
+from places import SUPPORT
 from test_pydensecrf_surface import python
 
 import deeplab_fast.pydensecrf as package
 import deeplab_fast.pydensecrf.densecrf as dcrf
 from deeplab_fast import _limits
 
-HERE = os.path.dirname(__file__)
 SIZE = (90, 71)
 IMAGE = photo("coffee", SIZE[1], SIZE[0])
 
@@ -137,7 +137,7 @@ def test_no_more_threads_than_processors():
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
         print(t.package.get_num_threads(), _limits.processors())
     """,
-        PYTHONPATH=HERE,
+        PYTHONPATH=str(SUPPORT),
     )
     first, second = out.splitlines()
     agree, started = first.split()
@@ -179,7 +179,7 @@ def test_where_the_system_refuses_threads():
         assert np.array_equal(t.model().inference(3), expected)
         print(threads() - before)
     """,
-        PYTHONPATH=HERE,
+        PYTHONPATH=str(SUPPORT),
     )
     if out.startswith("a thread"):
         pytest.skip("this system does not keep the limit")
