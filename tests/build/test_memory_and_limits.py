@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from places import SUPPORT
-from test_pydensecrf_surface import python
+from places import with_path
+from fresh_python import python
 
 import deeplab_fast.pydensecrf as package
 from deeplab_fast import _limits
@@ -159,7 +159,7 @@ def test_threads_leave_nothing_after_release_memory():
             ctypes.CDLL(None).malloc_trim(0)
         print(before, after, resident())
         """,
-        PYTHONPATH=str(SUPPORT),
+        PYTHONPATH=with_path(Path(__file__).parent)["PYTHONPATH"],
     )
     before, after, trimmed = (int(number) / 2**20 for number in out.split())
     assert after < before - 50

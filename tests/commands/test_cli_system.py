@@ -259,7 +259,7 @@ def test_convert_pretrained_weights_that_have_no_classifier(tmp_path):
 def test_convert_a_caffemodel_and_predict_with_it(trained, tmp_path, monkeypatch):
     """ResNet-101 in full depth, but of one channel in place of 64; neither command is told the classes."""
     pytest.importorskip("google.protobuf", reason="protobuf is not installed")
-    from test_caffe import add, units
+    from caffe_files import add, units
 
     from deeplab_fast.models import caffe
 

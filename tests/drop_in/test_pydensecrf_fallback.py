@@ -8,8 +8,8 @@ import numpy as np
 import pydensecrf.densecrf as peer
 import pytest
 from agreement import NORMALIZATIONS, add_preset, assert_agree, compare, peer_filter
+from fresh_python import python
 from photos import photo, unary
-from test_pydensecrf_surface import python
 
 import deeplab_fast.pydensecrf.densecrf as ours
 from deeplab_fast.pydensecrf import _backend, _fallback

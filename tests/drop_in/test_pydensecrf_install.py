@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_pydensecrf_surface import python
+from fresh_python import python
 
 OURS = "deeplab_fast.pydensecrf.densecrf deeplab_fast.pydensecrf.utils"
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pydensecrf.densecrf as peer
 import pytest
+from fresh_python import python
 from photos import photo, unary
 
 import deeplab_fast.pydensecrf
@@ -27,18 +25,6 @@ def model(module=ours, energy=ENERGY):
     crf.addPairwiseGaussian(sxy=3, compat=3)
     crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=IMAGE.copy(), compat=10)
     return crf
-
-
-def python(code: str, **environment: str) -> str:
-    """Output of a fresh interpreter."""
-    import os
-
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 def test_every_public_name_of_the_peer():

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_python import python
 from photos import photo, unary
-from places import SUPPORT
-from test_pydensecrf_surface import python
+from places import with_path
 
 import deeplab_fast.pydensecrf as package
 import deeplab_fast.pydensecrf.densecrf as dcrf
@@ -137,7 +138,7 @@ def test_no_more_threads_than_processors():
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
         print(t.package.get_num_threads(), _limits.processors())
     """,
-        PYTHONPATH=str(SUPPORT),
+        PYTHONPATH=with_path(Path(__file__).parent)["PYTHONPATH"],
     )
     first, second = out.splitlines()
     agree, started = first.split()
@@ -179,7 +180,7 @@ def test_where_the_system_refuses_threads():
         assert np.array_equal(t.model().inference(3), expected)
         print(threads() - before)
     """,
-        PYTHONPATH=str(SUPPORT),
+        PYTHONPATH=with_path(Path(__file__).parent)["PYTHONPATH"],
     )
     if out.startswith("a thread"):
         pytest.skip("this system does not keep the limit")
