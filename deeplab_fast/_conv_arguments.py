@@ -5,7 +5,7 @@ Nothing here looks at elements, so the checks also run on the tensors without da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def check_atrous_arguments(
     _check_vector("scale", scale, weight, x)
     strides = pair("stride", stride, least=1)
     dilations = pair("dilation", dilation, least=1)
-    paddings = _paddings(padding, weight, strides, dilations)
+    paddings = padding_of(padding, weight, strides, dilations)
     size = output_size(x, weight, strides, paddings, dilations)
     if min(size) < 1:
         raise ValueError(
@@ -93,6 +93,48 @@ def output_size(
     return height, width
 
 
+def live_taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Iterator[tuple[int, slice, slice]]:
+    """Along one axis, every tap that lies inside the map for some outputs: these outputs, the inputs they look at."""
+    outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    for tap in range(kernel):
+        offset = tap * dilation - padding  # output y looks at input y · stride + offset
+        first, end = max(-(offset // stride), 0), min((size - 1 - offset) // stride + 1, outputs)
+        if first < end:
+            yield tap, slice(first, end), slice(first * stride + offset, (end - 1) * stride + offset + 1, stride)
+
+
+def every_tap_meets(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether every tap lies inside the map, x, for some outputs."""
+    axes = _axes(x, weight, stride, padding, dilation)
+    return all(sum(1 for _ in live_taps(*axis)) == axis[1] for axis in axes)
+
+
+def every_window_meets(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether every output has a tap inside the map, x."""
+    return all(_windows_meet(*axis) for axis in _axes(x, weight, stride, padding, dilation))
+
+
+def _windows_meet(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    if padding <= dilation * (kernel - 1) and dilation <= size:  # windows are neither beside the map nor across it
+        return True
+    met = 0  # so many outputs; the last tap is the first to come into the map
+    for _, outputs, _ in reversed(list(live_taps(size, kernel, stride, padding, dilation))):
+        if outputs.start > met:
+            return False
+        met = max(met, outputs.stop)
+    return met == (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _axes(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int, int, int, int]]:
+    return [(x.shape[2 + a], weight.shape[2 + a], stride[a], padding[a], dilation[a]) for a in range(2)]
+
+
 def format_of(x: Tensor) -> torch.memory_format:
     """The format that an output gets which follows `x`: channels_last if `x` is that only, else contiguous."""
     last = torch.channels_last
@@ -111,7 +153,7 @@ def pair(name: str, value: Pair, least: int) -> list[int]:
     return values
 
 
-def _paddings(padding: Pair | str, weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def padding_of(padding: Pair | str, weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
     if not isinstance(padding, str):
         return pair("padding", padding, least=0)
     if padding == "valid":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import BFLOAT, HALF, LAYOUTS, assert_strides_like
 from test_aspp_sum import CHANGES
+from torch import Tensor
 
 import deeplab_fast
 from deeplab_fast.ops import paths
@@ -85,6 +87,53 @@ def test_paths_of_other_processors(path: str, layout: str, dtype: torch.dtype, m
         pytest.skip("oneDNN does not compute in bfloat16 on this processor")
     check(sample)
     check(replace(sample, kernel=(1, 1), padding=0))
+
+
+def every_second(vector: Tensor) -> Tensor:
+    return torch.stack([vector, vector.new_full(vector.shape, math.nan)], dim=1)[:, 0]
+
+
+@pytest.mark.parametrize("strided", [every_second, lambda v: v[:1].expand_as(v), lambda v: v.as_strided(v.shape, (0,))])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT, HALF, torch.float64])
+@pytest.mark.parametrize("channels", [5, 40])  # by oneDNN, and where the dtype allows by Winograd's way
+def test_vectors_of_any_stride(strided, dtype: torch.dtype, channels: int, backend: str):
+    sample = AtrousSample("", channels=channels, size=(17, 18), dtype=dtype, residual=False, relu=False)
+    for out_channels in (24, 1):
+        (x, weight, bias, *geometry), options = replace(sample, out_channels=out_channels).inputs()
+        bias, scale = strided(bias), strided(options["scale"])
+        out = deeplab_fast.atrous_conv2d(x, weight, bias, *geometry, scale=scale)
+        assert torch.equal(out, deeplab_fast.atrous_conv2d(x, weight, bias.clone(), *geometry, scale=scale.clone()))
+        assert_accurate(out, stock_atrous(*geometry, False), [x, weight, bias, scale, None])
+
+
+def test_strides_along_axes_of_length_1():
+    torch.manual_seed(0)
+    # Channels_last and contiguous alike, where there is one input channel.
+    x, weight = torch.randn(2, 1, 11, 5), torch.randn(27).as_strided((3, 1, 3, 3), (9, 1, 3, 1))
+    out = deeplab_fast.atrous_conv2d(x, weight, None, (1, 3), (1, 0))
+    assert_accurate(out, stock_atrous((1, 3), (1, 0), 1, False), [x, weight, None, None, None])
+    # Strides that no memory format has.
+    x = torch.randn(2, 64, 1, 1).as_strided((2, 64, 1, 1), (64, 1, 7, 0))
+    weight = torch.randn(1, 64, 25, 1).as_strided((1, 64, 25, 1), (3, 25, 1, 640))
+    out = deeplab_fast.atrous_conv2d(x, weight, torch.randn(1), 2, 13)
+    assert out.shape == (2, 1, 2, 14)
+    for odd in (x, weight):
+        odd.requires_grad_()
+    deeplab_fast.atrous_conv2d(x, weight, None, 1, (12, 0)).sum().backward()
+    torch.testing.assert_close(x.grad, weight.detach()[:, :, 12:13].expand(2, 64, 1, 1))
+
+
+def test_gradient_to_a_strided_1x1_weight_with_many_threads():
+    # oneDNN writes beyond its memory there, and sooner or later the process ends.
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        for channels in (2, 3, 8):
+            sample = AtrousSample("", 3, channels, 17, (9, 40), (1, 1), (1, 2), 0, 1, dtype=torch.float32)
+            check(sample)
+            check(replace(sample, dtype=BFLOAT))
+    finally:
+        torch.set_num_threads(before)
 
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))

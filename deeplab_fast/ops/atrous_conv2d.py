@@ -111,14 +111,11 @@ def _backward_conv(
     need_weight: bool,
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
-    dtype = sum_dtype(grad)
-    scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
-    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-        grad.to(dtype), x.to(dtype), scaled, None, stride, padding, dilation, False, [0, 0], 1,
-        [need_x, need_weight, False],
-    )  # fmt: skip
-    result = [to_x.to(x.dtype).contiguous(memory_format=_registry.format_of(x))] if need_x else []
-    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+    gradients = convolution.atrous_conv2d_backward(
+        grad, x, weight, scale, stride, padding, dilation, need_x, need_weight
+    )
+    formats = [_registry.format_of(x)] * need_x + [torch.contiguous_format] * need_weight
+    return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
 
 
 def _backward_conv_fake(

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
+from deeplab_fast._conv_arguments import every_window_meets
+from deeplab_fast.ops import onednn
 from deeplab_fast.ops._registry import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import (
     GEMM,
+    GEMM_FLOAT,
     ONEDNN,
     REFERENCE,
     TAPS,
@@ -52,7 +55,7 @@ def _aspp_sum(
     if out.numel() == 0:
         return out
     kernels, both_rates = _shapes(weights, rates)
-    bias = None if bias is None else bias.float().contiguous()
+    bias = onednn.vector(bias, torch.float32)
     if path == GEMM:
         packed = packed_for(("gemm", *rates), weights, lambda: _rows(weights, rates, x.dtype), keep_packed)
         products = (_pixels(x) @ packed).view(x.shape[0], *x.shape[2:], -1)
@@ -161,7 +164,7 @@ def _atrous_conv2d(
     keep_packed: bool,
 ) -> Tensor:
     path = atrous_path(x, weight, stride, padding, dilation)
-    if path == REFERENCE or x.numel() == 0:
+    if path == REFERENCE or x.numel() == 0 or not onednn.takes(x, weight, stride, padding, dilation):
         out = reference.atrous_conv2d(
             x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu
         )
@@ -169,31 +172,15 @@ def _atrous_conv2d(
     if path == WINOGRAD:
         return _winograd(x, weight, bias, scale, residual, dilation, relu)
     dtype = x.dtype if path == ONEDNN else torch.float32
-    last = torch.channels_last
-    geometry = (list(padding), list(stride), list(dilation), 1)
-    tensors = [weight] if scale is None else [weight, scale]
-
-    def pack() -> Tensor:
-        scaled = _scaled(weight, scale).to(dtype).contiguous(memory_format=last)
-        if dtype == torch.float32:  # oneDNN's own layout gains at most 2 % there
-            return scaled
-        return torch.ops.mkldnn._reorder_convolution_weight(scaled, *geometry, list(x.shape))
-
-    # Any size of map can use them: oneDNN changes the layout where another is better.
-    kind = ("oneDNN", *padding, *stride, *dilation)
-    packed = packed_for(kind, tensors, pack, keep_packed and dtype != torch.float32)
-    source = x.to(dtype).contiguous(memory_format=last)
-    bias = None if bias is None else bias.to(dtype)
-    if residual is None:
-        out = torch.ops.mkldnn._convolution_pointwise(
-            source, packed, bias, *geometry, "relu" if relu else "none", [], ""
-        )
-    else:
-        other = residual.to(dtype).contiguous(memory_format=last)
-        after = "relu" if relu else None
-        out = torch.ops.mkldnn._convolution_pointwise.binary(
-            source, other, packed, bias, *geometry, "add", 1.0, after, [], None
-        )
+    source, padding = onednn.pad_where_windows_miss(x.to(dtype), weight, stride, padding, dilation)
+    geometry = (stride, padding, dilation)
+    packed = packed_for(
+        ("oneDNN", *stride, *padding, *dilation),
+        [weight] if scale is None else [weight, scale],
+        lambda: onednn.pack(_scaled(weight, scale).to(dtype), source, *geometry),
+        keep_packed and dtype != torch.float32,
+    )
+    out = onednn.convolution(source, packed, bias, residual, *geometry, relu)
     return out.to(x.dtype).contiguous(memory_format=format_of(x))
 
 
@@ -207,7 +194,7 @@ def _winograd(
     relu: bool,
 ) -> Tensor:
     # Packing takes 2 to 8 % of the time, and packed weights nearly twice the memory of weights: they are not kept.
-    bias, scale = (None if vector is None else vector.float().contiguous() for vector in (bias, scale))
+    bias, scale = (onednn.vector(values, torch.float32) for values in (bias, scale))
     packed = _internal.winograd_pack_cpu(weight.float(), scale)
     out = torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], dtype=torch.float32, memory_format=format_of(x))
     residual = None if residual is None else residual.float()
@@ -227,29 +214,61 @@ def atrous_conv2d_backward(
     need_weight: bool,
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight) on a CPU: the gradient to x, where needed, and to the weight as if scale were 1."""
-    path = atrous_backward_path(grad, weight, stride, padding, dilation)
-    to_x = to_weight = None
+    geometry = (stride, padding, dilation)
+    path = atrous_backward_path(grad, x, weight, *geometry)
+    if path == REFERENCE or x.numel() == 0:
+        gradients = convolution.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
+        formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
+        return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
+    result = []
+    if need_x:
+        to_x = _atrous_backward_x(grad, x, weight, scale, *geometry)
+        result.append(to_x.to(x.dtype).contiguous(memory_format=format_of(x)))
+    if need_weight:
+        to_weight = _atrous_backward_weight(grad, x, weight, *geometry, path)
+        result.append(to_weight.to(weight.dtype).contiguous())
+    return result
+
+
+def _atrous_backward_x(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
     # Where the stride is 1 and the padding "same", the gradient to x is a convolution with the turned kernel.
-    if need_x and x.numel() > 0 and atrous_path(grad, weight.transpose(0, 1), stride, padding, dilation) == WINOGRAD:
-        scaled = _scaled(weight, scale).transpose(0, 1).flip(2, 3)
-        to_x = _winograd(grad, scaled, None, None, None, dilation, relu=False)
-    own_weight = need_weight and path in (TAPS, GEMM) and x.numel() > 0
-    dtype = grad.dtype if path in (REFERENCE, ONEDNN) else torch.float32
-    grad, x_in_dtype = grad.to(dtype), x.to(dtype)
-    rest = [need_x and to_x is None, need_weight and not own_weight, False]
-    if any(rest):
-        scaled = _scaled(weight, scale).to(dtype)
-        rest_x, to_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x_in_dtype, scaled, None, stride, padding, dilation, False, [0, 0], 1, rest
-        )
-        to_x = rest_x if to_x is None else to_x
-    if own_weight and path == GEMM:
-        to_weight = (_pixels(grad).t() @ _pixels(x_in_dtype))[:, :, None, None]
-    elif own_weight:
+    path = atrous_path(grad, weight.transpose(0, 1), stride, padding, dilation)
+    scaled = _scaled(weight, scale)
+    if path == WINOGRAD:
+        return _winograd(grad, scaled.transpose(0, 1).flip(2, 3), None, None, None, dilation, relu=False)
+    dtype = grad.dtype if path == ONEDNN else torch.float32
+    geometry = (stride, padding, dilation)
+    if not every_window_meets(x, weight, *geometry):
+        return convolution.conv2d_backward_x(grad.float(), x, scaled.float(), *geometry)
+    return onednn.convolution_backward(grad.to(dtype), x.to(dtype), scaled.to(dtype), *geometry, True, False)[0]
+
+
+def _atrous_backward_weight(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    path: str,
+) -> Tensor:
+    if path == TAPS:
         to_weight = torch.empty(weight.shape, dtype=torch.float32)
-        _internal.aspp_sum_backward_weights_cpu(grad, x_in_dtype, list(dilation), [to_weight])
-    result = [to_x.to(x.dtype).contiguous(memory_format=format_of(x))] if need_x else []
-    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), list(dilation), [to_weight])
+        return to_weight
+    dtype = grad.dtype if path in (GEMM, ONEDNN) else torch.float32
+    arguments = (grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, dilation)
+    if path in (GEMM, GEMM_FLOAT):
+        return convolution.conv2d_backward_weight(*arguments)
+    return onednn.convolution_backward(*arguments, False, True)[1]
 
 
 def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,14 @@
 |                           | others: oneDNN             |                               |                       |
 | its gradient to x         | 3x3: winograd;             | oneDNN                        | as float32            |
 |                           | others: oneDNN             |                               |                       |
-| its gradient to weight    | 1x1: gemm; others: taps;   | oneDNN                        | as float32            |
-|                           | with a stride or another   |                               |                       |
-|                           | padding than "same": oneDNN|                               |                       |
+| its gradient to weight    | padding "same": taps;      | oneDNN; 1x1: gemm             | as float32            |
+|                           | others: oneDNN; 1x1: gemm  |                               |                       |
 
+What oneDNN does not compute rightly (deeplab_fast.ops.onednn) is the reference's; of the gradient to weight, gemm's.
 "taps" multiplies each tap with the pixels that it reaches, and skips those outside the map (csrc/aspp.h). "gemm"
-multiplies first, in one product of all taps, and shifts after. "winograd" needs 2.25 times fewer multiplications
-(csrc/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile. Float64, and everything where nothing
-is compiled, is the reference's.
+multiplies first, in one product of all taps, and shifts after; for atrous_conv2d, one product a tap. "winograd" needs
+2.25 times fewer multiplications (csrc/winograd.h); an infinite or NaN input shows in all outputs of its 2x2 tile.
+Float64, and everything where nothing is compiled, is the reference's.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deeplab_fast.ops import _registry
+from deeplab_fast.ops import _registry, onednn
 
-REFERENCE, TAPS, GEMM, WINOGRAD = "reference", "taps", "gemm", "winograd"
+REFERENCE, TAPS, WINOGRAD = "reference", "taps", "winograd"
+GEMM, GEMM_FLOAT = "gemm", "gemm in float32"
 ONEDNN, ONEDNN_FLOAT = "oneDNN", "oneDNN in float32"
 
 
@@ -80,15 +81,21 @@ def _winograd_pays(
 
 
 def atrous_backward_path(
-    grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> str:
     """The path of the gradient of `atrous_conv2d` to the weight; see `atrous_path` for that to x."""
-    if grad.dtype == torch.float64 or not _registry.kernels_wanted():
+    if grad.dtype == torch.float64 or not _registry.kernels_wanted() or not torch.backends.mkldnn.is_available():
         return REFERENCE
-    if grad.dtype == torch.bfloat16 and computes_in_bfloat16():
-        return ONEDNN
+    in_bfloat16 = grad.dtype == torch.bfloat16 and computes_in_bfloat16()
     kernel = weight.shape[2:]
     same = all(stride[a] == 1 and kernel[a] % 2 == 1 and padding[a] == dilation[a] * (kernel[a] // 2) for a in range(2))
-    if not same or not _registry.kernels_loaded():
-        return ONEDNN_FLOAT
-    return GEMM if kernel[0] == kernel[1] == 1 else TAPS
+    if same and max(kernel) > 1 and not in_bfloat16 and _registry.kernels_loaded():
+        return TAPS
+    if onednn.weight_gradient_is_right(grad, x, weight, stride, padding, dilation, in_bfloat16):
+        return ONEDNN if in_bfloat16 else ONEDNN_FLOAT
+    return GEMM if in_bfloat16 else GEMM_FLOAT

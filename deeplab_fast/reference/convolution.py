@@ -1,5 +1,8 @@
 """Atrous convolution, the ASPP sum and upsampling in plain PyTorch, to be read beside the paper.
 
+Convolutions are the sums over taps that the paper defines, and not `torch.nn.functional.conv2d`: on a CPU that is
+oneDNN's, which some shapes and strides crash or make wrong (deeplab_fast.ops.onednn).
+
 Chen, Papandreou, Kokkinos, Murphy and Yuille, "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets,
 Atrous Convolution, and Fully Connected CRFs", TPAMI 2018 (here: Chen).
 
@@ -9,12 +12,11 @@ All sums are in float32 for 16-bit inputs, and rounded once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.functional import interpolate
 
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import (
@@ -23,7 +25,67 @@ from deeplab_fast._conv_arguments import (
     check_aspp_arguments,
     check_atrous_arguments,
     check_upsample_arguments,
+    live_taps,
+    output_size,
 )
+
+Index = tuple[slice, ...]
+
+# --- Convolution by taps ------------------------------------------------------------------------------------------
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Sum over taps (i, j) of weight[:, :, i, j] · x, where output (y, x) looks at input (y, x) · stride + (i, j) ·
+    dilation - padding (Chen, equation 2).
+
+    x (N, C, H, W), weight (K, C, kh, kw), of one dtype -> (N, K, H', W')
+    """
+    size = output_size(x, weight, stride, padding, dilation)
+    out = x.new_zeros(x.shape[0], weight.shape[0], *size)
+    for (i, j), outputs, inputs in _live_taps_of_both_axes(x, weight, stride, padding, dilation):
+        out[outputs] += _product("kc,nchw->nkhw", weight[:, :, i, j], x[inputs])
+    return out
+
+
+def conv2d_backward_x(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Gradient of `conv2d` to x, in the dtype of grad; of x only the shape is looked at."""
+    to_x = grad.new_zeros(x.shape)
+    for (i, j), outputs, inputs in _live_taps_of_both_axes(x, weight, stride, padding, dilation):
+        to_x[inputs] += _product("kc,nkhw->nchw", weight[:, :, i, j], grad[outputs])
+    return to_x
+
+
+def conv2d_backward_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Gradient of `conv2d` to the weight, in the dtype of grad; of the weight only the shape is looked at."""
+    to_weight = grad.new_zeros(weight.shape)
+    for (i, j), outputs, inputs in _live_taps_of_both_axes(x, weight, stride, padding, dilation):
+        to_weight[:, :, i, j] = _product("nkhw,nchw->kc", grad[outputs], x[inputs])
+    return to_weight
+
+
+def _live_taps_of_both_axes(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], Index, Index]]:
+    """Every tap (i, j) that lies inside the map for some outputs: these outputs, and the inputs that they look at."""
+    rows, columns = (
+        list(live_taps(x.shape[2 + a], weight.shape[2 + a], stride[a], padding[a], dilation[a])) for a in range(2)
+    )
+    everything = (slice(None), slice(None))
+    for i, out_rows, in_rows in rows:
+        for j, out_columns, in_columns in columns:
+            yield (i, j), (*everything, out_rows, out_columns), (*everything, in_rows, in_columns)
+
+
+def _product(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):  # it would compute in 16 bits
+        return torch.einsum(equation, a, b)
+
+
+# --- aspp_sum -----------------------------------------------------------------------------------------------------
 
 
 def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, rates: Sequence[int] = (6, 12, 18, 24)):
@@ -34,7 +96,7 @@ def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, r
     check_aspp_arguments(x, weights, bias, rates)
     dtype = sum_dtype(x)
     total = sum(
-        conv2d(x.to(dtype), weight.to(dtype), padding=same_padding(weight, rate), dilation=rate)
+        conv2d(x.to(dtype), weight.to(dtype), *same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
     )
     if bias is not None:
@@ -45,9 +107,9 @@ def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, r
 def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
     """Gradient of `aspp_sum` to x, from that to its result: grad (N, K, H, W) -> (N, C, H, W)."""
     dtype = sum_dtype(grad)
-    size = (grad.shape[0], weights[0].shape[1], *grad.shape[2:])
+    x = grad[:, :1].expand(-1, weights[0].shape[1], -1, -1)  # for its shape
     return sum(
-        conv2d_input(size, weight.to(dtype), grad.to(dtype), padding=same_padding(weight, rate), dilation=rate)
+        conv2d_backward_x(grad.to(dtype), x, weight.to(dtype), *same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
     ).to(grad.dtype)
 
@@ -56,9 +118,7 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
     """Gradient of `aspp_sum` to each weight, in its dtype; of the weights only shape and dtype are looked at."""
     dtype = sum_dtype(grad)
     return [
-        conv2d_weight(x.to(dtype), weight.shape, grad.to(dtype), padding=same_padding(weight, rate), dilation=rate).to(
-            weight.dtype
-        )
+        conv2d_backward_weight(grad.to(dtype), x.to(dtype), weight, *same_geometry(weight, rate)).to(weight.dtype)
         for weight, rate in zip(weights, rates, strict=True)
     ]
 
@@ -66,6 +126,14 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
 def same_padding(weight: Tensor, rate: int) -> tuple[int, int]:
     """The padding at which a dilated convolution keeps height and width."""
     return rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)
+
+
+def same_geometry(weight: Tensor, rate: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Stride, padding and dilation of one branch."""
+    return (1, 1), same_padding(weight, rate), (rate, rate)
+
+
+# --- atrous_conv2d ------------------------------------------------------------------------------------------------
 
 
 def atrous_conv2d(
@@ -86,7 +154,7 @@ def atrous_conv2d(
     """
     stride, padding, dilation = check_atrous_arguments(x, weight, bias, stride, padding, dilation, scale, residual)
     dtype = sum_dtype(x)
-    out = conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation)
+    out = conv2d(x.to(dtype), weight.to(dtype), stride, padding, dilation)
     if scale is not None:
         out = out * scale.to(dtype)[:, None, None]
     if bias is not None:
@@ -96,10 +164,35 @@ def atrous_conv2d(
     return (out.relu() if relu else out).to(x.dtype)
 
 
+def atrous_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> list[Tensor]:
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
+    dtype = sum_dtype(grad)
+    grad, geometry, result = grad.to(dtype), (stride, padding, dilation), []
+    if need_x:
+        scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
+        result.append(conv2d_backward_x(grad, x, scaled, *geometry).to(x.dtype))
+    if need_weight:
+        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, *geometry).to(weight.dtype))
+    return result
+
+
 def relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad (N, K, H, W) where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
     masked = torch.where(out > 0, grad, 0)
     return masked, masked.sum((0, 2, 3), dtype=sum_dtype(grad))
+
+
+# --- Upsampling ---------------------------------------------------------------------------------------------------
 
 
 def upsample_argmax(logits: Tensor, size: Size) -> Tensor:

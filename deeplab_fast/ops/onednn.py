@@ -1,0 +1,136 @@
+"""oneDNN's convolutions, through torch's operators: every call of them is here, with what they compute rightly.
+
+These operators are internal to torch and take much on trust; and oneDNN 3.12, in torch 2.13, has faults of its own.
+All of them were found, and are kept away from, by tests/fuzz.
+
+| what is handed over                                      | what happens                                             |
+|----------------------------------------------------------|----------------------------------------------------------|
+| a vector with a stride                                   | is read as if it had none                                |
+| any stride along an axis of length 1                     | decides about the layout, or raises                      |
+| one input channel in a channels_last map or weight       | wrong with a stride; with a residual raises in 16 bits   |
+| output columns whose windows lie outside the map         | the process ends, if all of a tile are (oneDNN 5942)     |
+| to the gradients, a dilation of a kernel of length 1     | wrong, or writes elsewhere                               |
+| to the gradient to a 1x1 weight, a stride                | writes elsewhere with few channels, where threads are    |
+| to the gradient to a weight in bfloat16, taps that reach | memory that nothing was written to                       |
+| no input, or channels that are no multiple of 16         |                                                          |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from deeplab_fast._conv_arguments import every_tap_meets, every_window_meets, format_of, output_size
+
+LAST = torch.channels_last
+
+
+def canonical(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """`tensor` in a memory format, with its strides also along axes of length 1, where torch allows any."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    axes = (0, 2, 3, 1) if memory_format == LAST else range(tensor.ndim)
+    strides, step = [0] * tensor.ndim, 1
+    for axis in reversed(axes):
+        strides[axis] = step
+        step *= tensor.shape[axis]
+    return tensor if list(tensor.stride()) == strides else tensor.as_strided(tensor.shape, strides)
+
+
+def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """One number a channel as internal operators take them, torch's and our own."""
+    return None if values is None else canonical(values.to(dtype))
+
+
+def takes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether this convolution is for oneDNN: all but those whose padding would have to be written out, and is vast."""
+    if every_window_meets(x, weight, stride, padding, dilation):
+        return True
+    height, width = output_size(x, weight, stride, padding, dilation)
+    written = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
+    return written <= 4 * max(height * width, x.shape[2] * x.shape[3])
+
+
+def pad_where_windows_miss(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, Sequence[int]]:
+    """x and padding, or x with its padding written out and none."""
+    if every_window_meets(x, weight, stride, padding, dilation):
+        return x, padding
+    return pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+
+
+def pack(weight: Tensor, x: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """A weight as `convolution` takes it with the same numbers, for maps of the dtype of the weight.
+
+    Any size of map can use it: oneDNN changes the layout where another is better than that for the size of x.
+    """
+    weight = canonical(_with_two_channels(weight), LAST)
+    if weight.dtype == torch.float32:  # oneDNN's own layout gains at most 2 % there
+        return weight
+    size = [x.shape[0], weight.shape[1], *x.shape[2:]]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, list(padding), list(stride), list(dilation), 1, size)
+
+
+def convolution(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    """relu(conv2d(x, weight) + bias + residual), packed being `pack(weight, …)`; in the dtype of x and the weight."""
+    x = canonical(_with_two_channels(x), LAST)
+    bias = None if bias is None else vector(bias, x.dtype)
+    geometry = (list(padding), list(stride), list(dilation), 1)
+    convolve = torch.ops.mkldnn._convolution_pointwise
+    if residual is None:
+        return convolve(x, packed, bias, *geometry, "relu" if relu else "none", [], "")
+    residual = canonical(residual.to(x.dtype), LAST)
+    return convolve.binary(x, residual, packed, bias, *geometry, "add", 1.0, "relu" if relu else None, [], None)
+
+
+def weight_gradient_is_right(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    in_bfloat16: bool,
+) -> bool:
+    """Whether `convolution_backward` computes the gradient to this weight."""
+    if weight.shape[2] == weight.shape[3] == 1 or not every_window_meets(x, weight, stride, padding, dilation):
+        return False
+    return not in_bfloat16 or (x.shape[1] % 16 == 0 and every_tap_meets(x, weight, stride, padding, dilation))
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of conv2d(x, weight): the gradients to x and to the weight, where needed."""
+    channels, memory_format = x.shape[1], format_of(x)
+    x, weight = (canonical(_with_two_channels(tensor), memory_format) for tensor in (x, weight))
+    dilation = [rate if length > 1 else 1 for rate, length in zip(dilation, weight.shape[2:], strict=True)]
+    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+        canonical(grad, memory_format), x, weight, None, stride, padding, dilation, False, [0, 0], 1,
+        [need_x, need_weight, False],
+    )  # fmt: skip
+    return tuple(None if gradient is None else gradient[:, :channels] for gradient in (to_x, to_weight))
+
+
+def _with_two_channels(maps: Tensor) -> Tensor:
+    """Maps, or a weight; with a second input channel of zeros if there is one: from two on layouts differ."""
+    return pad(maps, (0, 0, 0, 0, 0, 1)) if maps.shape[1] == 1 else maps
