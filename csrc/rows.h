@@ -61,6 +61,9 @@ struct Block {
   DEEPLAB_FAST_INLINE void add_scaled(float scale, const Block& other) {
     for (int n = 0; n < N; ++n) v[n] = v[n] + scale * other.v[n];
   }
+  DEEPLAB_FAST_INLINE void add_scaled_if(uint32_t keep, float scale, const Block& other) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] + scale * keep_or_zero<W>(other.v[n], keep);
+  }
 };
 
 // Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over taps

@@ -51,8 +51,9 @@ struct Slice {
   }
 };
 
-// new = old + (previous old + next old) / 2. Whether a neighbour is of the same chain is a factor, not a branch: chains
-// are a few vertices long, and a wrong guess at each end would cost more than the arithmetic.
+// new = old + (previous old + next old) / 2. Whether a neighbour is of the same chain is a mask, not a branch: chains
+// are a few vertices long, and a wrong guess at each end would cost more than the arithmetic. Nor a factor of 0, which
+// would let a NaN into another chain.
 struct Blur {
   const int32_t* chain;
   int64_t count, stride;
@@ -66,14 +67,14 @@ struct Blur {
     Block<W, N> current = Block<W, N>::from(row);
     for (int64_t i = 0; i < count; ++i) {
       const bool last = i + 1 == count;
-      const float to_previous = chain[i] < 0 ? 0.0f : 0.5f;
-      const float to_next = last || chain[i + 1] < 0 ? 0.0f : 0.5f;
+      const uint32_t has_previous = chain[i] < 0 ? 0 : ~uint32_t{0};
+      const uint32_t has_next = last || chain[i + 1] < 0 ? 0 : ~uint32_t{0};
       float* next_row = row_of(last ? i : i + 1);
       prefetch_row(row_of(i + kAhead < count ? i + kAhead : i), W * N);
       const Block<W, N> next = Block<W, N>::from(next_row);
       Block<W, N> sum = current;
-      sum.add_scaled(to_previous, previous);
-      sum.add_scaled(to_next, next);
+      sum.add_scaled_if(has_previous, 0.5f, previous);
+      sum.add_scaled_if(has_next, 0.5f, next);
       sum.to(row);
       previous = current, current = next, row = next_row;
     }

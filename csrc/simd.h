@@ -40,6 +40,16 @@ DEEPLAB_FAST_INLINE typename Vec<W>::type broadcast(float value) {
   return value - typename Vec<W>::type{};  // not 0 + value: -0 must stay, so that would be an addition
 }
 
+// value where keep has all bits set, 0 where it has none: unlike a factor, also for infinities and NaN.
+template <int W>
+DEEPLAB_FAST_INLINE typename Vec<W>::type keep_or_zero(typename Vec<W>::type value, uint32_t keep) {
+  typename Vec<W>::bits bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits = bits & keep;
+  __builtin_memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
 struct Add {
   template <class V>
   DEEPLAB_FAST_INLINE V operator()(V a, V b) const {

@@ -62,6 +62,7 @@ def test_crf_gradcheck(normalization: str, compat: str):
 @pytest.mark.parametrize(
     "kernels",
     [
+        (),
         (Kernel(1, 2.0, 3),),
         (Kernel(5, "matrix", 3), Kernel(2, 1.5, 3)),
         (Kernel(4, "vector", 1), Kernel(2, "matrix", 2), Kernel(1, 1.0, 0)),

@@ -171,6 +171,15 @@ def test_any_memory_layout(backend: str):
     np.testing.assert_array_equal(Q[0].numpy(), expected)
 
 
+def test_without_kernels_it_is_the_softmax():
+    prob = torch.rand(1, 3, 5, 4).softmax(dim=1).requires_grad_()
+    crf = nn.DenseCRF(pos_w=0, bi_w=0)
+    Q = crf(torch.zeros(1, 3, 5, 4), prob)
+    torch.testing.assert_close(Q, prob)
+    (Q * Q.detach()).sum().backward()
+    assert prob.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1)])
 @pytest.mark.parametrize("classes", [1, 2])
 def test_small_images(size: tuple[int, int], classes: int, backend: str):

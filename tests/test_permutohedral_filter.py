@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
@@ -34,6 +35,22 @@ def test_inputs_are_left_alone(backend: str):
     deeplab_fast.permutohedral_filter(values, features)
     assert torch.equal(values, before[0])
     assert torch.equal(features, before[1])
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 5, 6, 8])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_spreads_as_in_the_reference(dimensions: int, value: float):
+    features = 4 * random(0, 1, dimensions, 40)
+    op, reference = (getattr(torch.ops.deeplab_fast, f"permutohedral_filter{end}") for end in ("", "_reference"))
+    for point in range(0, 40, 3):
+        values = random(1, 1, 3, 40)
+        values[0, 1, point] = value
+        for reverse in (False, True):
+            expected = reference(values, features, reverse)
+            torch.testing.assert_close(op(values, features, reverse), expected, equal_nan=True)
+            assert not expected[0, 0].isnan().any()
+    lattice_filtered = deeplab_fast.Lattice(features).filter(values, reverse=True)
+    torch.testing.assert_close(lattice_filtered, expected, equal_nan=True)
 
 
 def test_autocast_changes_nothing(backend: str):

@@ -251,7 +251,9 @@ def _crf_backward(ctx, grad: Tensor, _history_grad: Tensor | None = None) -> tup
     none = [None] * ctx.kernels
     to_features = others[: ctx.kernels] if need_features else none
     to_compat = others[-ctx.kernels :] if need_compat else none
-    gradients = (to_unary, to_features, to_compat)
+    # torch takes an empty list, as that of normalizations is without kernels, for one of tensors.
+    to_normalization = None if ctx.normalization else []
+    gradients = (to_unary, to_features, to_compat, None, to_normalization)
     # As many as arguments were given: torch counts no argument left at its default here.
     return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
 
