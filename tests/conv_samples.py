@@ -247,16 +247,23 @@ MEANINGLESS = 100
 
 
 def assert_accurate(
-    result: Tensor, stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], what: str = ""
+    result: Tensor,
+    stock: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    what: str = "",
+    squares: Tensor | None = None,
 ) -> None:
-    """`result` is `stock(*inputs)` to the accuracy of its dtype."""
+    """`result` is `stock(*inputs)` to the accuracy of its dtype.
+
+    squares: sums of the squares of the terms, where they are not what stock makes of the inputs' squares.
+    """
     exact = stock(*_each(Tensor.double, inputs))
     assert result.shape == exact.shape, what
     if result.numel() == 0:
         return
     own_error = stock_error(stock, inputs, exact)
     error = (result.double() - exact).abs().max().item()
-    squares = stock(*_each(lambda t: t.double() ** 2, inputs))
+    squares = stock(*_each(lambda t: t.double() ** 2, inputs)) if squares is None else squares
     size = max(exact.abs().max().item(), squares.abs().max().item() ** 0.5)
     allowed = 2 * own_error + ROUNDINGS * torch.finfo(result.dtype).eps * size
     assert error <= allowed, f"{what}: error {error:.2e}; stock PyTorch's {own_error:.2e}, allowed {allowed:.2e}"
@@ -266,19 +273,24 @@ def stock_error(stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], e
     """How far stock PyTorch is off in the lowest dtype among the inputs, in the memory format that is worst for it."""
     lowest = max((t.dtype for t in inputs if t is not None), key=lambda dtype: torch.finfo(dtype).eps)
     terms = stock(*_each(lambda t: t.double().abs(), inputs)).abs().max().item()
-    meaningless = MEANINGLESS * torch.finfo(lowest).eps * terms
     errors = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        own = stock(*_each(lambda t: _in_format(t.to(lowest), memory_format), inputs))  # noqa: B023 - called at once
+        own = stock(*_each(lambda t: in_format(t.to(lowest), memory_format), inputs))  # noqa: B023 - called at once
         errors.append((own.double() - exact).abs().max().item())
-    return max(error if error <= meaningless else meaningless for error in errors)  # NaN is not
+    return worst_error(errors, lowest, terms)
+
+
+def worst_error(errors: Sequence[float], dtype: torch.dtype, terms: float) -> float:
+    """The largest, but for those that are larger than any rounding of terms which add up to `terms` can be, or NaN."""
+    meaningless = MEANINGLESS * torch.finfo(dtype).eps * terms
+    return max(error if error <= meaningless else meaningless for error in errors)
 
 
 def _each(change: Callable[[Tensor], Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if t is None else change(t) for t in inputs]
 
 
-def _in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     last = memory_format == torch.channels_last and tensor.ndim == 4 and tensor.shape[1] > 1
     return tensor.clone(memory_format=memory_format if last else torch.contiguous_format)
 

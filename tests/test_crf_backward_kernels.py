@@ -41,11 +41,13 @@ def assert_close(results: list[Tensor], own: list[Tensor], exact: list[Tensor], 
         assert error <= limit, f"error {error:.2e}; the reference's {own_error:.2e}, limit {limit:.2e}"
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("sample", FILTERS, ids=by_name)
-def test_filter_to_features(sample: FilterSample, reverse: bool):
-    values, features = sample.inputs()
-    grad = gradient(values)
+# What `assert_close` takes: from compiled kernels, from the reference in the dtype of its sums, and exactly; and of what size
+# terms are that cancel in them.
+Gradients = tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]
+
+
+def filter_gradients(grad: Tensor, values: Tensor, features: Tensor, reverse: bool) -> Gradients:
+    """To the features."""
     result = ops.permutohedral_filter_backward_features(grad, values, features, reverse)
     assert result.dtype == SINGLE
     assert result.is_contiguous()
@@ -53,16 +55,25 @@ def test_filter_to_features(sample: FilterSample, reverse: bool):
     backward = reference.permutohedral_filter_backward_features
     exact = backward(grad.double(), values.double(), features, reverse)
     own = backward(grad, values, features, reverse)
-    # Sums over vertices, which may cancel.
-    floor = (
-        backward(grad.double().abs(), values.double().abs(), features, reverse).abs().max().item() if len(grad) else 0
-    )
-    assert_close([result], [own], [exact], [floor])
+    terms = backward(grad.double().abs(), values.double().abs(), features, reverse)  # sums over vertices
+    return [result], [own], [exact], [terms.abs().max().item() if len(grad) else 0]
 
 
-def crf_gradients(sample: CRFSample) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
-    """From compiled kernels, from the reference in the dtype of its sums and exactly; and terms that cancel in them."""
-    unary, features, compat, iterations, normalization = sample.inputs()
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sample", FILTERS, ids=by_name)
+def test_filter_to_features(sample: FilterSample, reverse: bool):
+    values, features = sample.inputs()
+    assert_close(*filter_gradients(gradient(values), values, features, reverse))
+
+
+def crf_gradients(
+    unary: Tensor,
+    features: list[Tensor],
+    compat: list[Tensor],
+    iterations: int,
+    normalization: list[int],
+) -> Gradients:
+    """To the unary, the features and the compat."""
     grad = gradient(unary)
     rest = (features, compat, iterations, normalization)
     _, history = ops.dense_crf_history(unary, *rest)
@@ -83,14 +94,14 @@ def crf_gradients(sample: CRFSample) -> tuple[list[Tensor], list[Tensor], list[T
 
 @pytest.mark.parametrize("sample", CRFS, ids=by_name)
 def test_crf(sample: CRFSample):
-    assert_close(*crf_gradients(sample))
+    assert_close(*crf_gradients(*sample.inputs()))
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 21, 33])
 @pytest.mark.parametrize("sample", [s for s in CRFS if s.name in ("mixed_kernels", "points_by_4")], ids=by_name)
 def test_crf_labels(sample: CRFSample, labels: int):
     changed = CRFSample(sample.name, labels=labels, size=sample.size, kernels=sample.kernels)
-    assert_close(*crf_gradients(changed))
+    assert_close(*crf_gradients(*changed.inputs()))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 10])
