@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from random import Random
@@ -23,6 +24,13 @@ OPS = (
     "pairwise_energy",
 )  # fmt: skip
 HANGS_AFTER = 120  # seconds
+
+
+@dataclass
+class Started:
+    """A child's first message."""
+
+    isa: str
 
 
 @dataclass
@@ -40,52 +48,66 @@ class Outcome:
         return f"{self.op}: {cases} cases, {len(self.crashed)} crashes, {len(self.wrong)} wrong ({self.isa})"
 
 
-def fuzz(op: str, cases: Sequence[int], seed: int, threads: int = 1, progress: bool = False) -> Outcome:
-    """Run these cases of the op, in child processes."""
-    outcome, began, remaining = Outcome(op), time.monotonic(), list(cases)
+def fuzz(
+    op: str, cases: Sequence[int], seed: int, threads: int = 1, progress: bool = False, module: str = "fuzz_cases"
+) -> Outcome:
+    """Run these cases of the op, in child processes; `module` has what draws and checks them."""
+    outcome, remaining = Outcome(op), list(cases)
     while remaining:
-        ours, theirs = get_context("spawn").Pipe(duplex=False)
-        child = get_context("spawn").Process(target=work, args=(theirs, op, remaining, seed, threads), daemon=True)
-        child.start()
-        theirs.close()
-        done = 0
-        try:
-            outcome.isa = ours.recv() if ours.poll(HANGS_AFTER) else outcome.isa
-            while done < len(remaining) and ours.poll(HANGS_AFTER):
-                problem = ours.recv()
-                if problem is None:
-                    outcome.right += 1
-                else:
-                    outcome.wrong.append((remaining[done], problem))
-                    print(f"{op} --seed {seed} --case {remaining[done]}: {problem}", file=sys.stderr)
-                done += 1
-                if progress and done % 500 == 0:
-                    print(f"{op}: {done} of {len(remaining)}, {time.monotonic() - began:.0f} s", file=sys.stderr)
-        except EOFError:
-            pass
+        done, end = _work_until_the_end(outcome, remaining, seed, threads, progress, module)
         if done < len(remaining):
-            child.kill()
-            child.join()
-            end = f"hung, or ended with {child.exitcode}"
             outcome.crashed.append((remaining[done], end))
-            print(f"{op} --seed {seed} --case {remaining[done]}: the process {end}", file=sys.stderr)
+            print(f"{op} --seed {seed} --case {remaining[done]}: {end}", file=sys.stderr)
             done += 1
-        child.join()
         remaining = remaining[done:]
     return outcome
 
 
-def work(connection: Connection, op: str, cases: Sequence[int], seed: int, threads: int) -> None:
+def _work_until_the_end(
+    outcome: Outcome, cases: Sequence[int], seed: int, threads: int, progress: bool, module: str
+) -> tuple[int, str]:
+    """One child, from the first case until all are done, or it dies: how many are done, and how it ended."""
+    context, began, done = get_context("spawn"), time.monotonic(), 0
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=work, args=(theirs, outcome.op, cases, seed, threads, module), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        while done < len(cases) and ours.poll(HANGS_AFTER):
+            message = ours.recv()
+            if isinstance(message, Started):
+                outcome.isa = message.isa
+                continue
+            if message is None:
+                outcome.right += 1
+            else:
+                outcome.wrong.append((cases[done], message))
+                print(f"{outcome.op} --seed {seed} --case {cases[done]}: {message}", file=sys.stderr)
+            done += 1
+            if progress and done % 1000 == 0:
+                seconds = time.monotonic() - began
+                print(f"{outcome.op}: {done} of {len(cases)}, {seconds:.0f} s", file=sys.stderr)
+        if done < len(cases):
+            child.kill()
+            return done, f"hung for {HANGS_AFTER} s"
+    except EOFError:
+        pass
+    finally:
+        ours.close()
+        child.join()
+    return done, f"the process ended with {child.exitcode}"
+
+
+def work(connection: Connection, op: str, cases: Sequence[int], seed: int, threads: int, module: str) -> None:
     """The child: for each case None, or what is wrong."""
     import torch
-    from fuzz_cases import OPS as FUNCTIONS
 
     torch.set_num_threads(threads)
     # Memory that nothing was written to is NaN.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    draw, check = FUNCTIONS[op]
-    connection.send(instruction_sets())
+    draw, check = import_module(module).OPS[op]
+    connection.send(Started(instruction_sets()))
     for number in cases:
         case = draw(Random(f"{op} {seed} {number}"))
         try:

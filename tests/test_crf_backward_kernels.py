@@ -41,8 +41,8 @@ def assert_close(results: list[Tensor], own: list[Tensor], exact: list[Tensor], 
         assert error <= limit, f"error {error:.2e}; the reference's {own_error:.2e}, limit {limit:.2e}"
 
 
-# What `assert_close` takes: from compiled kernels, from the reference in the dtype of its sums, and exactly; and of what size
-# terms are that cancel in them.
+# From compiled kernels, from the reference in the dtype of its sums, and exactly; and the size of terms that cancel in
+# each. What `assert_close` takes.
 Gradients = tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]
 
 

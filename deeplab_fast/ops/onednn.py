@@ -44,21 +44,19 @@ def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if values is None else canonical(values.to(dtype))
 
 
-def takes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether this convolution is for oneDNN: all but those whose padding would have to be written out, and is vast."""
-    if every_window_meets(x, weight, stride, padding, dilation):
-        return True
-    height, width = output_size(x, weight, stride, padding, dilation)
-    written = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
-    return written <= 4 * max(height * width, x.shape[2] * x.shape[3])
-
-
 def pad_where_windows_miss(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, Sequence[int]]:
-    """x and padding, or x with its padding written out and none."""
+) -> tuple[Tensor, Sequence[int]] | None:
+    """x and padding as `convolution` takes them: where an output sees nothing but padding, x has it written out.
+
+    None if that were vast: such a convolution is not for oneDNN.
+    """
     if every_window_meets(x, weight, stride, padding, dilation):
         return x, padding
+    height, width = output_size(x, weight, stride, padding, dilation)
+    pixels = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
+    if pixels > 4 * max(height * width, x.shape[2] * x.shape[3]):
+        return None
     return pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
 
 
