@@ -10,7 +10,8 @@ from samples import BFLOAT, HALF, LAYOUTS, random
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from deeplab_fast._conv_arguments import output_size, padding_of, pair
+from deeplab_fast._conv_arguments import every_window_meets, output_size, padding_of, pair
+from deeplab_fast.reference.convolution import same_geometry
 
 ASPP_RATES = (6, 12, 18, 24)
 
@@ -295,31 +296,43 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     return tensor.clone(memory_format=memory_format if last else torch.contiguous_format)
 
 
+def stock_conv2d(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """torch's conv2d, but for calls at which oneDNN crashes, or its gradients do (deeplab_fast.ops.onednn)."""
+    dilation = [rate if length > 1 else 1 for rate, length in zip(dilation, weight.shape[2:], strict=True)]
+    if not every_window_meets(x, weight, stride, padding, dilation):
+        x, padding = pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+    if weight.shape[2] == weight.shape[3] == 1 and max(padding) == 0:
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+    return conv2d(x, weight, None, stride, padding, dilation)
+
+
+def stock_conv2d_gradients(x: Tensor, weight: Tensor, grad: Tensor, *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of `stock_conv2d`, to x and to the weight. Neither depends on the content of what it is the gradient to."""
+    x, weight = (t.detach().requires_grad_() for t in (x, weight))
+    return torch.autograd.grad(stock_conv2d(x, weight, *geometry), (x, weight), grad)
+
+
 def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
     """`aspp_sum` as people write it, of (x, bias, *weights)."""
 
     def run(x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
         if x.shape[0] == 0:
             return x.new_empty(0, weights[0].shape[0], *x.shape[2:])
-        total = sum(
-            conv2d(x, w, padding=(rate * (w.shape[2] // 2), rate * (w.shape[3] // 2)), dilation=rate)
-            for w, rate in zip(weights, rates, strict=True)
-        )
+        branches = zip(weights, rates, strict=True)
+        total = sum(stock_conv2d(x, weight, *same_geometry(weight, rate)) for weight, rate in branches)
         return total if bias is None else total + bias[:, None, None]
 
     return run
 
 
 def stock_atrous(stride, padding, dilation, relu: bool) -> Callable[..., Tensor]:
-    """`atrous_conv2d` as people write it, of (x, weight, bias, scale, residual).
-
-    But for padding, which is written out: oneDNN crashes where an output sees nothing but padding.
-    """
+    """`atrous_conv2d` as people write it, of (x, weight, bias, scale, residual)."""
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None) -> Tensor:
-        height, width = padding_of(padding, weight, stride, dilation)
-        out = conv2d(pad(x, (width, width, height, height)), weight, None, stride, 0, dilation)
+        out = stock_conv2d(x, weight, stride, padding_of(padding, weight, stride, dilation), dilation)
         out = out if scale is None else out * scale[:, None, None]
         out = out if bias is None else out + bias[:, None, None]
         out = out if residual is None else out + residual
