@@ -99,25 +99,6 @@ def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     return grad.new_empty(grad.shape).contiguous(memory_format=_registry.format_of(out)), sums
 
 
-def _backward_conv(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_x: bool,
-    need_weight: bool,
-) -> list[Tensor]:
-    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
-    gradients = convolution.atrous_conv2d_backward(
-        grad, x, weight, scale, stride, padding, dilation, need_x, need_weight
-    )
-    formats = [_registry.format_of(x)] * need_x + [torch.contiguous_format] * need_weight
-    return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
-
-
 def _backward_conv_fake(
     grad: Tensor,
     x: Tensor,
@@ -174,9 +155,9 @@ _registry.define_convolution(
 )
 _registry.define_convolution(
     "atrous_conv2d_backward",
-    _backward_conv,
+    convolution.atrous_conv2d_backward,
     cpu.atrous_conv2d_backward,
-    cuda.kernel_of("atrous_conv2d", "backward", _backward_conv),
+    cuda.kernel_of("atrous_conv2d", "backward", convolution.atrous_conv2d_backward),
     _backward_conv_fake,
 )
 _registry.define_convolution(

@@ -220,9 +220,7 @@ def atrous_conv2d_backward(
     geometry = (stride, padding, dilation)
     path = atrous_backward_path(grad, x, weight, *geometry)
     if path == REFERENCE or x.numel() == 0:
-        gradients = convolution.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
-        formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
-        return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
+        return convolution.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
     result = []
     if need_x:
         to_x = _atrous_backward_x(grad, x, weight, scale, *geometry)
