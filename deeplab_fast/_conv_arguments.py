@@ -132,7 +132,7 @@ def _windows_meet(size: int, kernel: int, stride: int, padding: int, dilation: i
 def _axes(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int, int, int, int]]:
-    return [(x.shape[2 + a], weight.shape[2 + a], stride[a], padding[a], dilation[a]) for a in range(2)]
+    return list(zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True))
 
 
 def format_of(x: Tensor) -> torch.memory_format:

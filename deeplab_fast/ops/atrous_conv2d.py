@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from deeplab_fast import reference
@@ -99,23 +98,6 @@ def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     return grad.new_empty(grad.shape).contiguous(memory_format=format_of(out)), sums
 
 
-def _backward_conv(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_x: bool,
-    need_weight: bool,
-) -> list[Tensor]:
-    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
-    gradients = reference.atrous_conv2d_backward(grad, x, weight, scale, stride, padding, dilation, need_x, need_weight)
-    formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
-    return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
-
-
 def _backward_conv_fake(
     grad: Tensor,
     x: Tensor,
@@ -172,10 +154,10 @@ define(
 )
 define(
     "atrous_conv2d_backward",
-    reference=_backward_conv,
+    reference=reference.atrous_conv2d_backward,
     fake=_backward_conv_fake,
     cpu=cpu.atrous_conv2d_backward,
-    cuda=cuda.kernel_of("atrous_conv2d", "backward", _backward_conv),
+    cuda=cuda.kernel_of("atrous_conv2d", "backward", reference.atrous_conv2d_backward),
 )
 define(
     "atrous_conv2d_inference",

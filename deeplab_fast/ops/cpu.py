@@ -163,16 +163,19 @@ def _atrous_conv2d(
     relu: bool,
     keep_packed: bool,
 ) -> Tensor:
-    path = atrous_path(x, weight, stride, padding, dilation)
-    if path == REFERENCE or x.numel() == 0 or not onednn.takes(x, weight, stride, padding, dilation):
+    path = REFERENCE if x.numel() == 0 else atrous_path(x, weight, stride, padding, dilation)
+    if path == WINOGRAD:
+        return _winograd(x, weight, bias, scale, residual, dilation, relu)
+    dtype = x.dtype if path == ONEDNN else torch.float32
+    padded = None
+    if path != REFERENCE:
+        padded = onednn.pad_where_windows_miss(x.to(dtype), weight, stride, padding, dilation)
+    if padded is None:
         out = reference.atrous_conv2d(
             x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu
         )
         return out.contiguous(memory_format=format_of(x))
-    if path == WINOGRAD:
-        return _winograd(x, weight, bias, scale, residual, dilation, relu)
-    dtype = x.dtype if path == ONEDNN else torch.float32
-    source, padding = onednn.pad_where_windows_miss(x.to(dtype), weight, stride, padding, dilation)
+    source, padding = padded
     geometry = (stride, padding, dilation)
     packed = packed_for(
         ("oneDNN", *stride, *padding, *dilation),
@@ -217,9 +220,7 @@ def atrous_conv2d_backward(
     geometry = (stride, padding, dilation)
     path = atrous_backward_path(grad, x, weight, *geometry)
     if path == REFERENCE or x.numel() == 0:
-        gradients = reference.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
-        formats = [format_of(x)] * need_x + [torch.contiguous_format] * need_weight
-        return [gradient.contiguous(memory_format=f) for gradient, f in zip(gradients, formats, strict=True)]
+        return reference.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
     result = []
     if need_x:
         to_x = _atrous_backward_x(grad, x, weight, scale, *geometry)

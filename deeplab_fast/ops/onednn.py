@@ -1,7 +1,7 @@
 """oneDNN's convolutions, through torch's operators: every call of them is here, with what they compute rightly.
 
 These operators are internal to torch and take much on trust; and oneDNN 3.12, in torch 2.13, has faults of its own.
-All of them were found, and are kept away from, by tests/fuzz.
+tests/fuzz/fuzz.py finds them.
 
 | what is handed over                                      | what happens                                             |
 |----------------------------------------------------------|----------------------------------------------------------|
@@ -44,21 +44,19 @@ def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if values is None else canonical(values.to(dtype))
 
 
-def takes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether this convolution is for oneDNN: all but those whose padding would have to be written out, and is vast."""
-    if every_window_meets(x, weight, stride, padding, dilation):
-        return True
-    height, width = output_size(x, weight, stride, padding, dilation)
-    written = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
-    return written <= 4 * max(height * width, x.shape[2] * x.shape[3])
-
-
 def pad_where_windows_miss(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, Sequence[int]]:
-    """x and padding, or x with its padding written out and none."""
+) -> tuple[Tensor, Sequence[int]] | None:
+    """x and padding as `convolution` takes them: where an output sees nothing but padding, x has it written out.
+
+    None if that were vast: such a convolution is not for oneDNN.
+    """
     if every_window_meets(x, weight, stride, padding, dilation):
         return x, padding
+    height, width = output_size(x, weight, stride, padding, dilation)
+    pixels = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
+    if pixels > 4 * max(height * width, x.shape[2] * x.shape[3]):
+        return None
     return pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
 
 
@@ -86,7 +84,7 @@ def convolution(
 ) -> Tensor:
     """relu(conv2d(x, weight) + bias + residual), packed being `pack(weight, …)`; in the dtype of x and the weight."""
     x = canonical(_with_two_channels(x), LAST)
-    bias = None if bias is None else vector(bias, x.dtype)
+    bias = vector(bias, x.dtype)
     geometry = (list(padding), list(stride), list(dilation), 1)
     convolve = torch.ops.mkldnn._convolution_pointwise
     if residual is None:
@@ -96,7 +94,6 @@ def convolution(
 
 
 def weight_gradient_is_right(
-    grad: Tensor,
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],

@@ -96,6 +96,6 @@ def atrous_backward_path(
     same = all(stride[a] == 1 and kernel[a] % 2 == 1 and padding[a] == dilation[a] * (kernel[a] // 2) for a in range(2))
     if same and max(kernel) > 1 and not in_bfloat16 and define.kernels_loaded():
         return TAPS
-    if onednn.weight_gradient_is_right(grad, x, weight, stride, padding, dilation, in_bfloat16):
+    if onednn.weight_gradient_is_right(x, weight, stride, padding, dilation, in_bfloat16):
         return ONEDNN if in_bfloat16 else ONEDNN_FLOAT
     return GEMM if in_bfloat16 else GEMM_FLOAT

@@ -46,11 +46,6 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
     ]
 
 
-def same_padding(weight: Tensor, rate: int) -> tuple[int, int]:
-    """The padding at which a dilated convolution keeps height and width."""
-    return rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)
-
-
 def same_geometry(weight: Tensor, rate: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Stride, padding and dilation of one branch."""
-    return (1, 1), same_padding(weight, rate), (rate, rate)
+    """Stride, padding and dilation of one branch: those at which it keeps height and width."""
+    return (1, 1), (rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)), (rate, rate)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast._arguments import sum_dtype
-from deeplab_fast._conv_arguments import Pair, check_atrous_arguments
+from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, format_of
 from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
 
 
@@ -54,14 +54,18 @@ def atrous_conv2d_backward(
     need_x: bool,
     need_weight: bool,
 ) -> list[Tensor]:
-    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1.
+
+    The former in the memory format of x, the latter contiguous.
+    """
     dtype = sum_dtype(grad)
     grad, geometry, result = grad.to(dtype), (stride, padding, dilation), []
     if need_x:
         scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
-        result.append(conv2d_backward_x(grad, x, scaled, *geometry).to(x.dtype))
+        to_x = conv2d_backward_x(grad, x, scaled, *geometry)
+        result.append(to_x.to(x.dtype).contiguous(memory_format=format_of(x)))
     if need_weight:
-        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, *geometry).to(weight.dtype))
+        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, *geometry).to(weight.dtype).contiguous())
     return result
 
 

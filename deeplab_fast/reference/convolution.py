@@ -60,6 +60,9 @@ def _live_taps_of_both_axes(
         list(live_taps(x.shape[2 + a], weight.shape[2 + a], stride[a], padding[a], dilation[a])) for a in range(2)
     )
     everything = (slice(None), slice(None))
+    if not (rows and columns):  # nothing of one tap, so that there are gradients: of 0
+        nothing = (*everything, slice(0), slice(0))
+        yield (0, 0), nothing, nothing
     for i, out_rows, in_rows in rows:
         for j, out_columns, in_columns in columns:
             yield (i, j), (*everything, out_rows, out_columns), (*everything, in_rows, in_columns)

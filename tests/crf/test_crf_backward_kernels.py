@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from crf_gradient_checks import assert_close, crf_gradients, filter_gradients, gradient
 from photos import photo
-from samples import CRF_SAMPLES, FILTER_SAMPLES, ROUNDINGS, CRFSample, FilterSample, by_name, random
+from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, by_name, random
 from torch import Tensor
 
 import deeplab_fast.ops  # defines them
-from deeplab_fast import _native, reference
-from deeplab_fast._arguments import lattice_dtype, sum_dtype
+from deeplab_fast import _native
 
 pytestmark = pytest.mark.skipif(not _native.load(), reason="the compiled library is not there")
 
@@ -24,73 +24,23 @@ CRFS = [s for s in CRF_SAMPLES if torch.float64 not in (s.dtype, s.feature_dtype
 GRADIENTS = ["unary", "features", "compat"]
 
 
-def gradient(like: Tensor) -> Tensor:
-    return (random(8, *like.shape) - 0.5).to(like.dtype)
-
-
-def assert_close(results: list[Tensor], own: list[Tensor], exact: list[Tensor], floors: list[float]) -> None:
-    """Off the exact one by at most twice what the reference in the same dtype is off, and a few roundings."""
-    for result, other, expected, floor in zip(results, own, exact, floors, strict=True):
-        assert result.shape == expected.shape
-        if result.numel() == 0:
-            continue
-        eps = torch.finfo(result.dtype).eps
-        error = (result.double() - expected).abs().max().item()
-        own_error = (other.double() - expected).abs().max().item()
-        limit = 2 * own_error + ROUNDINGS * eps * (expected.abs().max().item() + floor)
-        assert error <= limit, f"error {error:.2e}; the reference's {own_error:.2e}, limit {limit:.2e}"
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sample", FILTERS, ids=by_name)
 def test_filter_to_features(sample: FilterSample, reverse: bool):
     values, features = sample.inputs()
-    grad = gradient(values)
-    result = ops.permutohedral_filter_backward_features(grad, values, features, reverse)
-    assert result.dtype == SINGLE
-    assert result.is_contiguous()
-    features = features.to(lattice_dtype(features, values))
-    backward = reference.permutohedral_filter_backward_features
-    exact = backward(grad.double(), values.double(), features, reverse)
-    own = backward(grad, values, features, reverse)
-    # Sums over vertices, which may cancel.
-    floor = (
-        backward(grad.double().abs(), values.double().abs(), features, reverse).abs().max().item() if len(grad) else 0
-    )
-    assert_close([result], [own], [exact], [floor])
-
-
-def crf_gradients(sample: CRFSample) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float]]:
-    """From compiled kernels, from the reference in the dtype of its sums and exactly; and terms that cancel in them."""
-    unary, features, compat, iterations, normalization = sample.inputs()
-    grad = gradient(unary)
-    rest = (features, compat, iterations, normalization)
-    _, history = ops.dense_crf_history(unary, *rest)
-    result = ops.dense_crf_backward(grad, unary, *rest, history, True, True)
-    lattices = [f.to(lattice_dtype(f, unary)) for f in features]
-
-    def backward(dtype: torch.dtype) -> list[Tensor]:
-        arguments = unary.to(dtype), lattices, [c.to(dtype) for c in compat], iterations, normalization
-        return reference.dense_crf_backward(grad.to(dtype), *arguments, history.to(dtype), True, True)
-
-    own, exact = backward(sum_dtype(unary)), backward(torch.float64)
-    own[0] = own[0].to(unary.dtype)
-    points = unary[0, 0].numel() if len(unary) else 0
-    # Gradients to compat are sums over all points, of both signs.
-    floors = [0.0] * (1 + len(features)) + [float(iterations * points) ** 0.5] * len(compat)
-    return list(result), own, exact, floors
+    assert_close(*filter_gradients(gradient(values), values, features, reverse))
 
 
 @pytest.mark.parametrize("sample", CRFS, ids=by_name)
 def test_crf(sample: CRFSample):
-    assert_close(*crf_gradients(sample))
+    assert_close(*crf_gradients(*sample.inputs()))
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 21, 33])
 @pytest.mark.parametrize("sample", [s for s in CRFS if s.name in ("mixed_kernels", "points_by_4")], ids=by_name)
 def test_crf_labels(sample: CRFSample, labels: int):
     changed = CRFSample(sample.name, labels=labels, size=sample.size, kernels=sample.kernels)
-    assert_close(*crf_gradients(changed))
+    assert_close(*crf_gradients(*changed.inputs()))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 10])

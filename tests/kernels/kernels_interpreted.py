@@ -93,7 +93,8 @@ def test_atrous_conv2d(sample: AtrousSample):
     check_atrous(sample, "cpu", "triton", TILE)
 
 
-@pytest.mark.parametrize("sample", WITHOUT_DOT[1], ids=by_name)
+# Where outputs see nothing but padding, the stock convolution of a CPU crashes.
+@pytest.mark.parametrize("sample", [s for s in WITHOUT_DOT[1] if "miss" not in s.name], ids=by_name)
 def test_atrous_conv2d_after_a_stock_convolution(sample: AtrousSample):
     check_atrous(sample, "cpu", "cudnn")
 

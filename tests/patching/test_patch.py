@@ -383,6 +383,20 @@ def test_an_example_tells_sizes():
     assert deeplab_fast.patch(model, example=[torch.zeros(1, 1, 12, 12)]).replaced
 
 
+def test_windows_beside_the_map():
+    """The fused op does what the stock layers do, where all that some outputs see is padding: oneDNN would crash."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 35, 1, stride=2, padding=1, dilation=2, bias=False)
+    model = nn.Sequential(convolution, nn.BatchNorm2d(35), nn.ReLU()).eval()
+    x = centred(0, 1, 3, 4, 1)
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].bias.uniform_(-1, 1)
+        expected = model(x)
+        assert deeplab_fast.patch(model, example=x).replaced
+        torch.testing.assert_close(model(x), expected)
+
+
 def test_refuses():
     for function in (deeplab_fast.patch, deeplab_fast.unpatch):
         with pytest.raises(TypeError, match=r"model: is a dict, should be a torch\.nn\.Module"):

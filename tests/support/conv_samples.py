@@ -10,7 +10,8 @@ from samples import BFLOAT, HALF, LAYOUTS, random
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from deeplab_fast._conv_arguments import output_size, padding_of, pair
+from deeplab_fast._conv_arguments import every_window_meets, output_size, padding_of, pair
+from deeplab_fast.reference.aspp_sum import same_geometry
 
 ASPP_RATES = (6, 12, 18, 24)
 
@@ -247,16 +248,23 @@ MEANINGLESS = 100
 
 
 def assert_accurate(
-    result: Tensor, stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], what: str = ""
+    result: Tensor,
+    stock: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    what: str = "",
+    squares: Tensor | None = None,
 ) -> None:
-    """`result` is `stock(*inputs)` to the accuracy of its dtype."""
+    """`result` is `stock(*inputs)` to the accuracy of its dtype.
+
+    squares: sums of the squares of the terms, where they are not what stock makes of the inputs' squares.
+    """
     exact = stock(*_each(Tensor.double, inputs))
     assert result.shape == exact.shape, what
     if result.numel() == 0:
         return
     own_error = stock_error(stock, inputs, exact)
     error = (result.double() - exact).abs().max().item()
-    squares = stock(*_each(lambda t: t.double() ** 2, inputs))
+    squares = stock(*_each(lambda t: t.double() ** 2, inputs)) if squares is None else squares
     size = max(exact.abs().max().item(), squares.abs().max().item() ** 0.5)
     allowed = 2 * own_error + ROUNDINGS * torch.finfo(result.dtype).eps * size
     assert error <= allowed, f"{what}: error {error:.2e}; stock PyTorch's {own_error:.2e}, allowed {allowed:.2e}"
@@ -266,21 +274,44 @@ def stock_error(stock: Callable[..., Tensor], inputs: Sequence[Tensor | None], e
     """How far stock PyTorch is off in the lowest dtype among the inputs, in the memory format that is worst for it."""
     lowest = max((t.dtype for t in inputs if t is not None), key=lambda dtype: torch.finfo(dtype).eps)
     terms = stock(*_each(lambda t: t.double().abs(), inputs)).abs().max().item()
-    meaningless = MEANINGLESS * torch.finfo(lowest).eps * terms
     errors = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        own = stock(*_each(lambda t: _in_format(t.to(lowest), memory_format), inputs))  # noqa: B023 - called at once
+        own = stock(*_each(lambda t: in_format(t.to(lowest), memory_format), inputs))  # noqa: B023 - called at once
         errors.append((own.double() - exact).abs().max().item())
-    return max(error if error <= meaningless else meaningless for error in errors)  # NaN is not
+    return worst_error(errors, lowest, terms)
+
+
+def worst_error(errors: Sequence[float], dtype: torch.dtype, terms: float) -> float:
+    """The largest, but for those that are larger than any rounding of terms which add up to `terms` can be, or NaN."""
+    meaningless = MEANINGLESS * torch.finfo(dtype).eps * terms
+    return max(error if error <= meaningless else meaningless for error in errors)
 
 
 def _each(change: Callable[[Tensor], Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if t is None else change(t) for t in inputs]
 
 
-def _in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     last = memory_format == torch.channels_last and tensor.ndim == 4 and tensor.shape[1] > 1
     return tensor.clone(memory_format=memory_format if last else torch.contiguous_format)
+
+
+def stock_conv2d(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """torch's conv2d, but for calls at which oneDNN crashes, or its gradients do (deeplab_fast.ops.onednn)."""
+    dilation = [rate if length > 1 else 1 for rate, length in zip(dilation, weight.shape[2:], strict=True)]
+    if not every_window_meets(x, weight, stride, padding, dilation):
+        x, padding = pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+    if weight.shape[2] == weight.shape[3] == 1 and max(padding) == 0:
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+    return conv2d(x, weight, None, stride, padding, dilation)
+
+
+def stock_conv2d_gradients(x: Tensor, weight: Tensor, grad: Tensor, *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of `stock_conv2d`, to x and to the weight. Neither depends on the content of what it is the gradient to."""
+    x, weight = (t.detach().requires_grad_() for t in (x, weight))
+    return torch.autograd.grad(stock_conv2d(x, weight, *geometry), (x, weight), grad)
 
 
 def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
@@ -289,25 +320,19 @@ def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
     def run(x: Tensor, bias: Tensor | None, *weights: Tensor) -> Tensor:
         if x.shape[0] == 0:
             return x.new_empty(0, weights[0].shape[0], *x.shape[2:])
-        total = sum(
-            conv2d(x, w, padding=(rate * (w.shape[2] // 2), rate * (w.shape[3] // 2)), dilation=rate)
-            for w, rate in zip(weights, rates, strict=True)
-        )
+        branches = zip(weights, rates, strict=True)
+        total = sum(stock_conv2d(x, weight, *same_geometry(weight, rate)) for weight, rate in branches)
         return total if bias is None else total + bias[:, None, None]
 
     return run
 
 
 def stock_atrous(stride, padding, dilation, relu: bool) -> Callable[..., Tensor]:
-    """`atrous_conv2d` as people write it, of (x, weight, bias, scale, residual).
-
-    But for padding, which is written out: oneDNN crashes where an output sees nothing but padding.
-    """
+    """`atrous_conv2d` as people write it, of (x, weight, bias, scale, residual)."""
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None) -> Tensor:
-        height, width = padding_of(padding, weight, stride, dilation)
-        out = conv2d(pad(x, (width, width, height, height)), weight, None, stride, 0, dilation)
+        out = stock_conv2d(x, weight, stride, padding_of(padding, weight, stride, dilation), dilation)
         out = out if scale is None else out * scale[:, None, None]
         out = out if bias is None else out + bias[:, None, None]
         out = out if residual is None else out + residual

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
-from conv_samples import AsppSample, AtrousSample, assert_accurate, centred, stock_aspp, stock_atrous
+from conv_samples import (
+    AsppSample,
+    AtrousSample,
+    assert_accurate,
+    centred,
+    stock_aspp,
+    stock_atrous,
+    stock_conv2d_gradients,
+)
 from torch import Tensor
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from deeplab_fast._conv_arguments import check_atrous_arguments, format_of, output_size
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d
 from deeplab_fast.kernels.choices import Tile
-from deeplab_fast.reference.aspp_sum import same_padding
+from deeplab_fast.reference.aspp_sum import same_geometry
 
 
 def check_aspp(sample: AsppSample, device: str, path: str, tile: Tile | None = None) -> None:
@@ -25,8 +32,8 @@ def check_aspp_gradients(sample: AsppSample, device: str) -> None:
     grad = _grad(x, (x.shape[0], weights[0].shape[0], *x.shape[2:]))
 
     def stock_x(grad: Tensor, *weights: Tensor) -> Tensor:
-        pairs = zip(weights, rates, strict=True)
-        return sum(conv2d_input(x.shape, w, grad, padding=same_padding(w, r), dilation=r) for w, r in pairs)
+        pairs, maps = zip(weights, rates, strict=True), grad.new_zeros(x.shape)
+        return sum(stock_conv2d_gradients(maps, w, grad, *same_geometry(w, r))[0] for w, r in pairs)
 
     to_x = aspp_sum.backward_x(grad, weights, rates)
     assert_like(to_x, grad)
@@ -42,10 +49,8 @@ def check_aspp_gradients(sample: AsppSample, device: str) -> None:
             assert gradient.eq(0).all()
             continue
 
-        padding = same_padding(weight, rate)
-
-        def stock_weight(grad: Tensor, x: Tensor, shape=weight.shape, rate=rate, padding=padding) -> Tensor:
-            return conv2d_weight(x, shape, grad, padding=padding, dilation=rate)
+        def stock_weight(grad: Tensor, x: Tensor, weight=weight, rate=rate) -> Tensor:
+            return stock_conv2d_gradients(x, weight.to(x.dtype), grad, *same_geometry(weight, rate))[1]
 
         assert_accurate(gradient, stock_weight, [grad, x], f"weights[{b}]")
 
@@ -62,15 +67,14 @@ def check_atrous(sample: AtrousSample, device: str, path: str, tile: Tile | None
 def check_atrous_gradients(sample: AtrousSample, device: str, path: str, tile: Tile | None = None) -> None:
     """Of the convolution with its scale."""
     (x, weight, *_), extra = sample.inputs(device)
-    stride, padding, dilation = numbers_of(sample, device)
-    scale = extra["scale"]
+    numbers, scale = numbers_of(sample, device), extra["scale"]
 
     def stock_x(grad: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         scaled = weight if scale is None else weight * scale[:, None, None, None]
-        return conv2d_input(x.shape, scaled, grad, stride, padding, dilation)
+        return stock_conv2d_gradients(grad.new_zeros(x.shape), scaled, grad, *numbers)[0]
 
     def stock_weight(grad: Tensor, x: Tensor) -> Tensor:
-        return conv2d_weight(x, weight.shape, grad, stride, padding, dilation)
+        return stock_conv2d_gradients(x, weight.to(x.dtype), grad, *numbers)[1]
 
     grad, (to_x, to_weight) = _atrous_gradients(sample, device, path, tile)
     assert_like(to_x, x)

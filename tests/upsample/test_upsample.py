@@ -9,11 +9,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_samples import ROUNDINGS, UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
+from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import LAYOUTS
 from torch import Tensor
+from upsample_checks import (
+    assert_argmax_accurate,
+    assert_gradient_accurate,
+    assert_softmax_accurate,
+    stock_gradient,
+)
 
 import deeplab_fast
 from deeplab_fast import _native, reference
@@ -22,53 +28,6 @@ from deeplab_fast.ops import define
 SMALL = UpsampleSample("small", classes=3, size=(4, 3), to=(9, 11))
 ARGMAX, SOFTMAX = deeplab_fast.upsample_argmax, deeplab_fast.upsample_softmax
 samples = pytest.mark.parametrize("sample", UPSAMPLE_SAMPLES, ids=by_name)
-
-
-def stock_softmax(size: int | tuple[int, int]):
-    upsample = stock_upsample(size)
-    return lambda logits: upsample(logits).softmax(dim=1)
-
-
-def stock_gradient(size: int | tuple[int, int]):
-    """Gradient to the logits, of (logits, gradient to the result)."""
-
-    def run(logits: Tensor, grad: Tensor) -> Tensor:
-        leaf = logits.detach().requires_grad_()
-        return torch.autograd.grad(stock_softmax(size)(leaf), leaf, grad)[0]
-
-    return run
-
-
-def assert_argmax_accurate(chosen: Tensor, logits: Tensor, size: int | tuple[int, int]) -> None:
-    """The class chosen has the largest score, to the rounding of scores in float32 (float64 for float64)."""
-    exact = stock_upsample(size)(logits.double())
-    assert chosen.dtype == torch.int64
-    assert chosen.shape == (exact.shape[0], *exact.shape[2:])
-    assert chosen.is_contiguous()
-    if chosen.numel() == 0:
-        return
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    own_error = (stock_upsample(size)(logits.to(dtype)).double() - exact).abs().max().item()
-    rounding = 2 * own_error + ROUNDINGS * torch.finfo(dtype).eps * exact.abs().max().item()
-    missing = exact.max(dim=1).values - exact.gather(1, chosen[:, None])[:, 0]
-    assert missing.max().item() <= 2 * rounding  # of the score chosen, and of the largest
-
-
-def assert_softmax_accurate(result: Tensor, logits: Tensor, size: int | tuple[int, int]) -> None:
-    assert result.dtype == logits.dtype
-    assert_accurate(result, stock_softmax(size), [logits])
-    assert result.is_contiguous(memory_format=define.format_of(logits))
-
-
-def assert_gradient_accurate(logits: Tensor, size: int | tuple[int, int]) -> None:
-    leaf = logits.detach().requires_grad_()
-    out = SOFTMAX(leaf, size)
-    grad = centred(8, *out.shape).to(out.device, out.dtype)
-    (result,) = torch.autograd.grad(out, leaf, grad)
-    assert result.dtype == logits.dtype
-    assert result.shape == logits.shape
-    if result.numel() > 0:
-        assert_accurate(result, stock_gradient(size), [logits, grad])
 
 
 @samples

@@ -8,17 +8,11 @@ import subprocess
 
 import pytest
 import torch
-from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred
+from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
 from cuda_headers import cuda_include
 from places import CSRC, NATIVE
-from test_upsample import (
-    assert_argmax_accurate,
-    assert_softmax_accurate,
-    stock_gradient,
-    stock_softmax,
-    stock_upsample,
-)
 from torch import Tensor
+from upsample_checks import assert_argmax_accurate, assert_softmax_accurate, stock_gradient, stock_softmax
 
 from deeplab_fast.ops import define
 
