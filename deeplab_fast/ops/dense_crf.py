@@ -183,9 +183,7 @@ define(
 _kernel_backward = compiled(
     "dense_crf_backward_kernel",
     _reference_backward,
-    lambda grad, unary, features, compat, iterations, normalization, history, *_: kernel_takes(
-        unary, features, grad, *compat, history
-    ),
+    lambda grad, unary, features, compat, *_: kernel_takes(unary, features, grad, *compat),
 )
 define(
     "dense_crf_backward",
