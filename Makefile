@@ -1,12 +1,17 @@
 # make demo, make test: everything from a fresh clone. They make .venv, install, build, and run.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.14.1
+CUDA_TORCH_TESTS ?= $(addprefix tests/test_,cuda_torch.py built_libraries.py doctor.py missing_kernels.py aspp_sum.py atrous_conv2d.py \
+  winograd.py permutohedral_filter.py dense_crf.py crf_gradients.py crf_backward_kernels.py pairwise_energy.py upsample.py nn_*.py \
+  patch*.py accelerate.py models*.py reference.py properties.py kernels_compile.py kernels_interpreter.py)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint format sanitize clean install
+.PHONY: demo test test-cuda-torch bench lint format sanitize clean install
 
 install: $(INSTALLED)
 
@@ -17,9 +22,16 @@ $(VENV)/.dependencies: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel pybind11 ninja cmake
 	touch $@
 
+# What is compiled beside a CPU build of torch serves CUDA builds as well.
+$(WHEEL): $(INSTALLED) $(wildcard kernels/*.py) $(shell find deeplab_fast -name '*.py')
+	rm -rf $(@D) build/lib* build/bdist*
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	  --wheel-dir $(@D) .
+	touch $@
+
 $(INSTALLED): $(VENV)/.dependencies $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-	  -e ".[train,tensorboard,test,demo,bench,dev]"
+	  -e ".[train,tensorboard,test,triton,demo,bench,dev]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -27,6 +39,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# In a CUDA build of torch (5.5 GB), with a GPU or without: the libraries load as they are, and the ops' tests pass.
+test-cuda-torch: $(WHEEL)
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check $(CUDA_TORCH)
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(CURDIR)/build/wheel/*.whl)[train,test]"
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	.venv-cuda/bin/pytest $(CUDA_TORCH_TESTS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import deeplab_fast
+from deeplab_fast import _native
 
 # "good": there and used. "lesser": absent, and something slower or nothing at all takes its place. "off": absent
 # or not used, and not missed here.
 GOOD, LESSER, OFF = "good", "lesser", "off"
 MARKS = {GOOD: ("✓", "green"), LESSER: ("!", "yellow"), OFF: ("·", "dim")}
 OLDEST_TORCH = (2, 10)
-REBUILD = "install a C++ compiler (g++ or clang++) and install deeplab-fast again"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def _numpy_core() -> list[Finding]:
     except ImportError as error:
         built = importlib.util.find_spec("deeplab_fast._densecrf") is not None
         why = f"is there but does not load ({error})" if built else "was not built"
-        return [Finding(LESSER, name, f"the compiled module {why}: computing in plain numpy, much slower; {REBUILD}")]
+        text = f"the compiled module {why}: computing in plain numpy, much slower; {_native.COMPILER}"
+        return [Finding(LESSER, name, text)]
     from deeplab_fast import pydensecrf
 
     threads = pydensecrf.get_num_threads()
@@ -132,31 +133,23 @@ def _torch() -> list[Finding]:
 
 def _operators() -> list[Finding]:
     """The libraries with kernels of the torch operators, as ``deeplab_fast._native`` tells in words."""
-    from deeplab_fast import _native
-
     if version_of("torch") is None:
         return [
             Finding(OFF, "CPU kernels", "not used, without torch"),
             Finding(OFF, "CUDA kernels", "not used, without torch"),
         ]
-    status = _native.status()
-    if status["cpu"] == "loaded":
-        cpu = Finding(GOOD, "CPU kernels", "loaded; torch operators on CPU tensors use them")
-    else:
-        text = f"{status['cpu']}: torch operators run in plain PyTorch, much slower; {REBUILD}"
-        cpu = Finding(LESSER, "CPU kernels", text)
-    return [cpu, _cuda_finding(status["cuda"])]
+    return [_kernels(kind, library) for kind, library in _native.libraries().items()]
 
 
-def _cuda_finding(status: str) -> Finding:
-    torch = importlib.import_module("torch")
-    if status == "loaded":
-        return Finding(GOOD, "CUDA kernels", "loaded; torch operators on CUDA tensors use them")
-    if status == "not built":
-        status += ", no nvcc (CUDA compiler) was found when deeplab-fast was installed"
-    if not torch.cuda.is_available():
-        return Finding(OFF, "CUDA kernels", f"{status}; there is no GPU here that torch could use")
-    return Finding(LESSER, "CUDA kernels", f"{status}; torch operators on CUDA tensors run in plain PyTorch")
+def _kernels(kind: str, library: _native.Library) -> Finding:
+    name = f"{kind.upper()} kernels"
+    if library.loaded:
+        return Finding(GOOD, name, f"loaded; torch operators on {kind.upper()} tensors use them")
+    text = f"{library.status}: torch operators on {kind.upper()} tensors run in plain PyTorch, much slower"
+    missed = kind == "cpu" or library.broken or importlib.import_module("torch").cuda.is_available()
+    if not missed:
+        return Finding(OFF, name, f"{library.status}; there is no GPU here that torch could use")
+    return Finding(LESSER, name, f"{text}; {library.remedy}" if library.remedy else text)
 
 
 def _peer() -> list[Finding]:

@@ -10,16 +10,13 @@ from torch import Tensor
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
 from deeplab_fast.ops import KERNEL_DIMENSIONS
-from deeplab_fast.pydensecrf._backend import apply_num_threads
+from deeplab_fast.pydensecrf._backend import apply_num_threads, core
 
 
 def _compiled() -> ModuleType | None:
-    """The compiled core, which shares memory with CPU tensors; None where it is not built."""
-    try:
-        from deeplab_fast import _densecrf
-    except ImportError:
-        return None
-    return _densecrf
+    """The compiled core, which shares memory with CPU tensors; None, with one warning, where it is not built."""
+    module = core()
+    return module if module.__name__ == "deeplab_fast._densecrf" else None
 
 
 class Lattice:

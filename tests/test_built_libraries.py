@@ -52,7 +52,7 @@ def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: s
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
-@pytest.mark.parametrize("library", [_native.CPU_LIBRARY, _native.CUDA_LIBRARY], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("library", _native.LIBRARIES.values(), ids=_native.LIBRARIES.keys())
 def test_only_the_stable_abi_is_used(library: Path):
     if not library.exists():  # it is optional: a machine may have no compiler, or no nvcc
         pytest.skip(f"{library.name} is not built")
@@ -65,7 +65,26 @@ def test_only_the_stable_abi_is_used(library: Path):
     assert not [s for s in other if re.search(r"c10|2at|caffe2|5torch", s)], "symbols of torch's C++ ABI"
     assert not [s for s in other if "deeplab_fast" in s], "symbols of ours that nothing defines"
     cuda_only = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg")
-    if library == _native.CPU_LIBRARY:
+    if library == _native.LIBRARIES["cpu"]:
         assert not any(s in cuda_only or s.startswith("cuda") for s in symbols)
     # CUDA's own runtime is linked statically; its driver calls go through dlopen.
     assert not [s for s in symbols if s.startswith(("cuda", "cu", "cublas", "cudnn"))]
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="there is no readelf")
+@pytest.mark.parametrize(
+    ("kind", "names"), [("cpu", ["torch_cpu"]), ("cuda", ["torch_cpu", "torch_cuda"])], ids=["cpu", "cuda"]
+)
+def test_torchs_libraries_are_needed_by_name(kind: str, names: list[str]):
+    """Python opens them locally, so their symbols are found through these names alone; CUDA's are torch's matter."""
+    library = _native.LIBRARIES[kind]
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built")
+    listing = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
+    assert [name for name in needed if re.match("libtorch|libc10|libcu", name)] == [f"lib{name}.so" for name in names]
+    assert "RPATH" not in listing
+    assert "RUNPATH" not in listing
+    assert sorted(path.name for path in library.parent.glob("lib*.so*")) == sorted(
+        path.name for path in _native.LIBRARIES.values() if path.exists()
+    ), "the linker's stand-in for libtorch_cuda is installed"

@@ -13,6 +13,8 @@ is contiguous. The functions in `deeplab_fast` give the output the input's memor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +30,12 @@ def kernels_wanted() -> bool:
     return True
 
 
-def kernels_loaded() -> bool:
-    """Whether the compiled CPU kernels are there, and wanted."""
-    return kernels_wanted() and _native.load()
+def kernels_loaded(kind: str = "cpu") -> bool:
+    """Whether the compiled kernels for this kind of device are there, and wanted; a warning if only wanted."""
+    if not kernels_wanted():
+        return False
+    _native.warn_if_missing(kind)
+    return _native.load() and (kind == "cpu" or _native.cuda_loaded())
 
 
 def define(
@@ -41,12 +46,24 @@ def define(
     backward: Callable | None = None,
 ) -> None:
     """Define the ops `name` and `name`_reference; without `fake` the output has shape and dtype of the first input."""
-    for op_name in (name, f"{name}_reference"):
-        op = torch.library.custom_op(f"deeplab_fast::{op_name}", body, mutates_args=())
+    schema = torch.library.infer_schema(body, mutates_args=())
+
+    @wraps(body)
+    def instead_of_kernel(*arguments: Any, **named: Any) -> Any:
+        _native.warn_if_missing(_device_of([*arguments, *named.values()]))
+        return body(*arguments, **named)
+
+    for op_name, function in ((name, instead_of_kernel), (f"{name}_reference", body)):
+        op = torch.library.custom_op(f"deeplab_fast::{op_name}", function, mutates_args=(), schema=schema)
         op.register_fake(fake or (lambda like, *_, **__: like.new_empty(like.shape)))
         if backward is not None:
             op.register_autograd(backward, setup_context=setup_context)
         OPS[op_name] = op
+
+
+def _device_of(arguments: Sequence[Any]) -> str:
+    """The kind of device of an op's first tensor."""
+    return next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
 
 
 def choose(name: str, kernel_takes: bool) -> Callable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeplab_fast import _native, reference
+from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Size, check_upsample_arguments
 from deeplab_fast.ops import _registry
@@ -60,8 +60,8 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
 def _kernel_takes(*maps: Tensor) -> bool:
     """Whether there is a compiled kernel for these tensors: all on one kind of device and of one dtype."""
     kind, dtype = maps[0].device.type, maps[0].dtype
-    loaded = _registry.kernels_loaded() and (kind == "cpu" or _native.cuda_loaded())
-    return loaded and dtype != torch.float64 and all(m.dtype == dtype and m.device.type == kind for m in maps)
+    fits = dtype != torch.float64 and all(m.dtype == dtype and m.device.type == kind for m in maps)
+    return fits and _registry.kernels_loaded(kind)
 
 
 def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
