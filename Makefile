@@ -2,7 +2,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CUDA_TORCH ?= torch==2.14.1
-CUDA_TORCH_TESTS ?= $(addprefix tests/test_,cuda_torch.py built_libraries.py doctor.py missing_kernels.py aspp_sum.py atrous_conv2d.py \
+PYTHON310 ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python; do \
+  "$$python" --version >/dev/null 2>&1 && echo "$$python" && break; done)
+LOWEST_TESTS ?= $(addprefix test_,cli.py cli_errors.py pictures.py label_values.py crf.py pydensecrf_*.py)
+LOWEST_TORCH_TESTS ?= $(addprefix test_,cli_system*.py config.py data_*.py weights.py caffe.py evaluation*.py metrics.py \
+  training_recipe.py models.py aspp_sum.py atrous_conv2d.py permutohedral_filter.py dense_crf.py upsample.py nn_dense_crf.py patch.py)
+CUDA_TORCH_TESTS ?= $(addprefix test_,cuda_torch.py built_libraries.py doctor.py missing_kernels.py aspp_sum.py atrous_conv2d.py \
   winograd.py permutohedral_filter.py dense_crf.py crf_gradients.py crf_backward_kernels.py pairwise_energy.py upsample.py nn_*.py \
   patch*.py accelerate.py models*.py reference.py properties.py kernels_compile.py kernels_interpreter.py)
 VENV := .venv
@@ -11,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-cuda-torch bench lint format sanitize clean install
+.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench lint format sanitize clean install
 
 install: $(INSTALLED)
 
@@ -46,7 +51,27 @@ test-cuda-torch: $(WHEEL)
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check $(CUDA_TORCH)
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(CURDIR)/build/wheel/*.whl)[train,test]"
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
-	.venv-cuda/bin/pytest $(CUDA_TORCH_TESTS)
+	cd tests && ../.venv-cuda/bin/pytest $(CUDA_TORCH_TESTS)
+
+# With the lowest versions that pyproject.toml allows: everything but torch, of which lower ones than TORCH are only to be
+# had as GPU builds of several gigabytes; and, without torch, on Python 3.10, if it is at hand.
+test-lowest: $(WHEEL)
+	rm -rf .venv-lowest .venv-lowest-3.10
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $$($(BIN)/python tests/lowest_versions.py train tensorboard test) && \
+	  .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
+	cd tests && ../.venv-lowest/bin/pytest $(LOWEST_TESTS) $(LOWEST_TORCH_TESTS)
+	@test -n "$(PYTHON310)" || echo "Python 3.10 is not at hand: not tested"
+	test -z "$(PYTHON310)" || $(MAKE) test-lowest-3.10
+
+test-lowest-3.10:
+	$(PYTHON310) -m venv .venv-lowest-3.10
+	.venv-lowest-3.10/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python tests/lowest_versions.py build test)
+	PATH="$(CURDIR)/.venv-lowest-3.10/bin:$$PATH" CMAKE_ARGS=-DDEEPLAB_FAST_TORCH=OFF .venv-lowest-3.10/bin/python -m pip install \
+	  --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+	cd tests && ../.venv-lowest-3.10/bin/pytest $(LOWEST_TESTS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench

@@ -15,8 +15,12 @@ from deeplab_fast.pydensecrf._backend import apply_num_threads, core
 
 def _compiled() -> ModuleType | None:
     """The compiled core, which shares memory with CPU tensors; None, with one warning, where it is not built."""
-    module = core()
-    return module if module.__name__ == "deeplab_fast._densecrf" else None
+    try:
+        from deeplab_fast import _densecrf
+    except ImportError:
+        core()  # warns
+        return None
+    return _densecrf
 
 
 class Lattice:
