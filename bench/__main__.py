@@ -9,6 +9,8 @@ from typing import Annotated
 import pytest
 import typer
 
+from deeplab_fast.doctor import numbers_depend_on
+
 from .cases import all_cases
 from .selection import select
 
@@ -40,6 +42,7 @@ def main(
         results = HERE / "results"
         results.mkdir(exist_ok=True)
         arguments.append(f"--benchmark-json={results / save}.json")
+    print(numbers_depend_on())
     sys.exit(pytest.main(arguments))
 
 

@@ -60,6 +60,33 @@ def version_of(*distributions: str) -> str | None:
     return None
 
 
+def numbers_depend_on() -> str:
+    """One line of what results and times depend on in rounding and speed: instruction sets, versions, threads."""
+    try:
+        isa = importlib.import_module("deeplab_fast._densecrf").isa()
+    except ImportError:
+        isa = "not compiled"
+    parts = [f"deeplab-fast {deeplab_fast.__version__} ({isa})"]
+    if version_of("torch") is not None:
+        parts.append(_torch_in_brief())
+    parts += [f"{name} {version_of(name)}" for name in ("numpy", "triton") if version_of(name) is not None]
+    return ", ".join(parts)
+
+
+def _torch_in_brief() -> str:
+    """Version, instruction set, oneDNN and threads of torch."""
+    torch = importlib.import_module("torch")
+    onednn = re.search(r"(?:MKL-DNN|oneDNN) v?([\d.]+)", torch.__config__.show())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    words = [
+        torch.backends.cpu.get_cpu_capability(),
+        f"oneDNN {onednn[1]}" if onednn else "no oneDNN",
+        *([f"limited to {limit}"] if onednn and limit else []),
+        f"{torch.get_num_threads()} threads",
+    ]
+    return f"torch {torch.__version__} ({', '.join(words)})"
+
+
 def _package() -> list[Finding]:
     where = os.path.dirname(os.path.abspath(__file__))
     python = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
@@ -128,7 +155,7 @@ def _torch() -> list[Finding]:
     cuda = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
     if torch.version.cuda is not None:
         cuda += f", {torch.cuda.device_count()} GPU(s)" if torch.cuda.is_available() else ", but no GPU is usable"
-    return [Finding(GOOD, "torch", f"{version}, {cuda}, {torch.get_num_threads()} threads")]
+    return [Finding(GOOD, "torch", f"{_torch_in_brief().removeprefix('torch ')}, {cuda}")]
 
 
 def _operators() -> list[Finding]:

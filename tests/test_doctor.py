@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from command import run, succeeds
 
+import deeplab_fast
 from deeplab_fast import _native, doctor
 
 
@@ -88,3 +90,15 @@ def test_doctor_tells_why_a_library_does_not_load(libraries: dict[str, Path], mo
         assert "invalid ELF header" in found.text or "file too short" in found.text
         assert f"torch operators on {name[:4].strip()} tensors run in plain PyTorch" in found.text
         assert "no GPU" not in found.text
+
+
+def test_what_numbers_depend_on(monkeypatch: pytest.MonkeyPatch):
+    """The line in the header of pytest and of bench."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    text = doctor.numbers_depend_on()
+    isa = getattr(sys.modules.get("deeplab_fast._densecrf"), "isa", lambda: "not compiled")()
+    assert text.startswith(f"deeplab-fast {deeplab_fast.__version__} ({isa}), torch {torch.__version__} (")
+    assert torch.backends.cpu.get_cpu_capability() in text
+    assert re.search(r"oneDNN \d+\.\d+\.\d+, limited to AVX2, \d+ threads\)", text) or "no oneDNN" in text
+    monkeypatch.setattr(doctor, "version_of", lambda *names: None)
+    assert doctor.numbers_depend_on() == f"deeplab-fast {deeplab_fast.__version__} ({isa})"
