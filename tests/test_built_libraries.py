@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ torch = pytest.importorskip("torch")
 from deeplab_fast import _native  # noqa: E402
 
 CSRC = Path(__file__).parents[1] / "csrc"
+SOURCES = sorted(CSRC.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a")  # those of CMakeLists.txt
 
 
@@ -23,19 +27,34 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=places)
 
 
-@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", sorted(CSRC.glob("*.cu")), ids=lambda path: path.name)
-def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, tmp_path: Path):
+def compiled_by_nvcc(source: Path, architecture: str, out: Path) -> subprocess.CompletedProcess:
     include = Path(torch.__file__).parent / "include"
-    result = subprocess.run(
+    return subprocess.run(
         [
             nvcc(), "-cubin", f"-arch={architecture}", "-std=c++20", "-O3", "-Xptxas=-v", "--expt-relaxed-constexpr",
             "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA", f"-I{CSRC}", "-isystem", str(include),
-            "-isystem", str(include / "torch/csrc/api/include"), str(source), "-o", str(tmp_path / "out.cubin"),
+            "-isystem", str(include / "torch/csrc/api/include"), str(source), "-o", str(out),
         ],
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[Path, str], Future]]:
+    """Of each source for each architecture; two at a time."""
+    folder = tmp_path_factory.mktemp("cubins")
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            pair: pool.submit(compiled_by_nvcc, *pair, folder / f"{pair[0].stem}-{pair[1]}.cubin")
+            for pair in product(SOURCES, ARCHITECTURES)
+        }
+
+
+@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, compilations: dict):
+    result = compilations[source, architecture].result()
     assert result.returncode == 0, result.stderr
     found = re.findall(
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
