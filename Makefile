@@ -1,13 +1,25 @@
 # make demo, make test: everything from a fresh clone. They make .venv, install, build, and run.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.14.1
+PYTHON310 ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python; do \
+  "$$python" --version >/dev/null 2>&1 && echo "$$python" && break; done)
+LOWEST_TESTS ?= commands/test_cli.py commands/test_cli_errors.py package/test_pictures.py data/test_label_values.py crf/test_refine.py \
+  drop_in/test_pydensecrf_*.py
+LOWEST_TORCH_TESTS ?= commands/test_cli_system*.py package/test_config.py data models/test_models.py models/test_weights.py models/test_caffe.py \
+  evaluation/test_evaluation*.py evaluation/test_metrics.py training/test_training_recipe.py convolution/test_a*.py lattice \
+  crf/test_dense_crf.py upsample/test_upsample.py nn/test_nn_dense_crf.py patching/test_patch.py
+CUDA_TORCH_TESTS ?= build/test_cuda_torch.py build/test_built_libraries.py build/test_missing_kernels.py commands/test_doctor.py convolution \
+  lattice crf upsample/test_upsample.py nn patching models/test_models*.py drop_in/test_properties.py kernels/test_kernels_compile.py \
+  kernels/test_kernels_interpreter.py
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending)))
 
-.PHONY: demo test bench lint format sanitize clean install
+.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench lint format sanitize clean install
 
 install: $(INSTALLED)
 
@@ -18,9 +30,16 @@ $(VENV)/.dependencies: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel pybind11 ninja cmake
 	touch $@
 
+# What is compiled beside a CPU build of torch serves CUDA builds as well.
+$(WHEEL): $(INSTALLED) $(wildcard kernels/*.py) $(shell find deeplab_fast -name '*.py')
+	rm -rf $(@D) build/lib* build/bdist*
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	  --wheel-dir $(@D) .
+	touch $@
+
 $(INSTALLED): $(VENV)/.dependencies $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-	  -e ".[train,tensorboard,test,demo,bench,dev]"
+	  -e ".[train,tensorboard,test,triton,demo,bench,dev]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -28,6 +47,34 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# In a CUDA build of torch (5.5 GB), with a GPU or without: the libraries load as they are, and the ops' tests pass.
+test-cuda-torch: $(WHEEL)
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check $(CUDA_TORCH)
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(CURDIR)/build/wheel/*.whl)[train,test]"
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	cd tests && ../.venv-cuda/bin/pytest $(CUDA_TORCH_TESTS)
+
+# With the lowest versions that pyproject.toml allows: everything but torch, of which lower ones than TORCH are only to be
+# had as GPU builds of several gigabytes; and, without torch, on Python 3.10, if it is at hand.
+test-lowest: $(WHEEL)
+	rm -rf .venv-lowest .venv-lowest-3.10
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $$($(BIN)/python tests/support/lowest_versions.py train tensorboard test) && \
+	  .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
+	cd tests && ../.venv-lowest/bin/pytest $(LOWEST_TESTS) $(LOWEST_TORCH_TESTS)
+	@test -n "$(PYTHON310)" || echo "Python 3.10 is not at hand: not tested"
+	test -z "$(PYTHON310)" || $(MAKE) test-lowest-3.10
+
+test-lowest-3.10:
+	$(PYTHON310) -m venv .venv-lowest-3.10
+	.venv-lowest-3.10/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python tests/support/lowest_versions.py build test)
+	PATH="$(CURDIR)/.venv-lowest-3.10/bin:$$PATH" CMAKE_ARGS=-DDEEPLAB_FAST_TORCH=OFF .venv-lowest-3.10/bin/python -m pip install \
+	  --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+	cd tests && ../.venv-lowest-3.10/bin/pytest $(LOWEST_TESTS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench

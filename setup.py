@@ -4,12 +4,14 @@
 
 torch must be installed first for the torch ops to be built; without it, the torch-free dense CRF is built alone.
 Without a C++ compiler nothing is, the package installs all the same, and `deeplab-fast doctor` says what is missing.
+The environment variable CMAKE_ARGS has further options for CMake, for example -DDEEPLAB_FAST_CUDA=OFF.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,7 +64,7 @@ class CMakeBuild(build_ext):
             cmake, "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_INSTALL_PREFIX={target}", f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DDEEPLAB_FAST_VERSION={version()}",
-            *torch_options(),
+            *torch_options(), *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]

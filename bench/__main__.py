@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bench.case import Target
+from deeplab_fast.doctor import numbers_depend_on
 
 Words = Annotated[list[str] | None, typer.Argument(help="Only cases whose name has all of these.")]
 
@@ -51,6 +52,7 @@ def main(
         return
     run = results.Run.new()
     cases, run.left_out = registry.runnable(cases)
+    print(numbers_depend_on())
     budget = runner.GPU if gpu else runner.FULL if full else runner.QUICK
     if seconds:
         budget = dataclasses.replace(budget, seconds=seconds)

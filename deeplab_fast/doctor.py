@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import deeplab_fast
+from deeplab_fast import _native
 
 # "good": there and used. "lesser": absent, and something slower or nothing at all takes its place. "off": absent
 # or not used, and not missed here.
 GOOD, LESSER, OFF = "good", "lesser", "off"
 MARKS = {GOOD: ("✓", "green"), LESSER: ("!", "yellow"), OFF: ("·", "dim")}
 OLDEST_TORCH = (2, 10)
-REBUILD = "install a C++ compiler (g++ or clang++) and install deeplab-fast again"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,33 @@ def version_of(*distributions: str) -> str | None:
     return None
 
 
+def numbers_depend_on() -> str:
+    """One line of what results and times depend on in rounding and speed: instruction sets, versions, threads."""
+    try:
+        isa = importlib.import_module("deeplab_fast._densecrf").isa()
+    except ImportError:
+        isa = "not compiled"
+    parts = [f"deeplab-fast {deeplab_fast.__version__} ({isa})"]
+    if version_of("torch") is not None:
+        parts.append(_torch_in_brief())
+    parts += [f"{name} {version_of(name)}" for name in ("numpy", "triton") if version_of(name) is not None]
+    return ", ".join(parts)
+
+
+def _torch_in_brief() -> str:
+    """Version, instruction set, oneDNN and threads of torch."""
+    torch = importlib.import_module("torch")
+    onednn = re.search(r"(?:MKL-DNN|oneDNN) v?([\d.]+)", torch.__config__.show())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    words = [
+        torch.backends.cpu.get_cpu_capability(),
+        f"oneDNN {onednn[1]}" if onednn else "no oneDNN",
+        *([f"limited to {limit}"] if onednn and limit else []),
+        f"{torch.get_num_threads()} threads",
+    ]
+    return f"torch {torch.__version__} ({', '.join(words)})"
+
+
 def _package() -> list[Finding]:
     where = os.path.dirname(os.path.abspath(__file__))
     python = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
@@ -90,7 +117,8 @@ def _numpy_core() -> list[Finding]:
     except ImportError as error:
         built = importlib.util.find_spec("deeplab_fast._densecrf") is not None
         why = f"is there but does not load ({error})" if built else "was not built"
-        return [Finding(LESSER, name, f"the compiled module {why}: computing in plain numpy, much slower; {REBUILD}")]
+        text = f"the compiled module {why}: computing in plain numpy, much slower; {_native.COMPILER}"
+        return [Finding(LESSER, name, text)]
     from deeplab_fast import pydensecrf
 
     threads = pydensecrf.get_num_threads()
@@ -127,36 +155,28 @@ def _torch() -> list[Finding]:
     cuda = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
     if torch.version.cuda is not None:
         cuda += f", {torch.cuda.device_count()} GPU(s)" if torch.cuda.is_available() else ", but no GPU is usable"
-    return [Finding(GOOD, "torch", f"{version}, {cuda}, {torch.get_num_threads()} threads")]
+    return [Finding(GOOD, "torch", f"{_torch_in_brief().removeprefix('torch ')}, {cuda}")]
 
 
 def _operators() -> list[Finding]:
     """The libraries with kernels of the torch operators, as ``deeplab_fast._native`` tells in words."""
-    from deeplab_fast import _native
-
     if version_of("torch") is None:
         return [
             Finding(OFF, "CPU kernels", "not used, without torch"),
             Finding(OFF, "CUDA kernels", "not used, without torch"),
         ]
-    status = _native.status()
-    if status["cpu"] == "loaded":
-        cpu = Finding(GOOD, "CPU kernels", "loaded; torch operators on CPU tensors use them")
-    else:
-        text = f"{status['cpu']}: torch operators run in plain PyTorch, much slower; {REBUILD}"
-        cpu = Finding(LESSER, "CPU kernels", text)
-    return [cpu, _cuda_finding(status["cuda"])]
+    return [_kernels(kind, library) for kind, library in _native.libraries().items()]
 
 
-def _cuda_finding(status: str) -> Finding:
-    torch = importlib.import_module("torch")
-    if status == "loaded":
-        return Finding(GOOD, "CUDA kernels", "loaded; torch operators on CUDA tensors use them")
-    if status == "not built":
-        status += ", no nvcc (CUDA compiler) was found when deeplab-fast was installed"
-    if not torch.cuda.is_available():
-        return Finding(OFF, "CUDA kernels", f"{status}; there is no GPU here that torch could use")
-    return Finding(LESSER, "CUDA kernels", f"{status}; torch operators on CUDA tensors run in plain PyTorch")
+def _kernels(kind: str, library: _native.Library) -> Finding:
+    name = f"{kind.upper()} kernels"
+    if library.loaded:
+        return Finding(GOOD, name, f"loaded; torch operators on {kind.upper()} tensors use them")
+    text = f"{library.status}: torch operators on {kind.upper()} tensors run in plain PyTorch, much slower"
+    missed = kind == "cpu" or library.broken or importlib.import_module("torch").cuda.is_available()
+    if not missed:
+        return Finding(OFF, name, f"{library.status}; there is no GPU here that torch could use")
+    return Finding(LESSER, name, f"{text}; {library.remedy}" if library.remedy else text)
 
 
 def _peer() -> list[Finding]:

@@ -95,7 +95,7 @@ def shifted_copies_kernel(
     done = classes
     for b in tl.static_range(len(RATES)):
         taps = KERNEL_H[b] * KERNEL_W[b] - 1
-        for tap in tl.range(0, taps, loop_unroll_factor=8):
+        for tap in tl.range(0, taps, loop_unroll_factor=4):
             dy, dx = branch_shift(tap, RATES[b], KERNEL_H[b], KERNEL_W[b])
             inside = valid & (y - dy >= 0) & (y - dy < H) & (x - dx >= 0) & (x - dx < W)
             copied = tl.load(

@@ -22,6 +22,13 @@ settings.register_profile("thorough", deadline=None, print_blob=True, max_exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_report_header() -> str:
+    """What the numbers of this run depend on."""
+    from deeplab_fast import doctor
+
+    return doctor.numbers_depend_on()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch is not None and torch.cuda.is_available():
         return

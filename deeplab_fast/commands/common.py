@@ -184,6 +184,8 @@ def note(text: str) -> None:
 def warnings_as_notes() -> Iterator[None]:
     """Show warnings raised inside as notes, without file names and source lines."""
     with warnings.catch_warnings():
+        # Of what is deprecated in packages' calls of each other, whoever types commands need not know.
+        warnings.simplefilter("ignore", DeprecationWarning)
         warnings.showwarning = lambda message, *_args, **_kwargs: note(str(message))
         yield
 
@@ -193,7 +195,9 @@ def spinner(text: str) -> Iterator[None]:
     """A spinner on stderr while something runs, where stderr is a terminal."""
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
+    console = Console(stderr=True)
+    # Elsewhere it prints an empty line, in older versions of rich.
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
         yield
 
 
@@ -221,8 +225,10 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    # A bar that is no bar would still print an empty line.
-    hidden = not console.is_terminal or not is_first_process()
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    # Elsewhere a bar that is disabled still prints an empty line, in older versions of rich.
+    if not console.is_terminal or not is_first_process():
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

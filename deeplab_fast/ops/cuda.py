@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeplab_fast import _native
 from deeplab_fast.ops import define
 from deeplab_fast.ops.packing import packed_for
+
+WITHOUT_TRITON = (
+    "deeplab_fast's convolutions on a GPU are not used, plain PyTorch is: Triton is not installed; pip install triton"
+)
 
 
 def kernel_of(stem: str, launcher: str, reference: Callable) -> Callable:
@@ -74,11 +79,15 @@ def _packed(x: Tensor, tensors: Sequence[Tensor], pack: Callable[[], Tensor]) ->
 
 
 def _takes(maps: Tensor) -> bool:
-    return maps.dtype != torch.float64 and define.kernels_wanted() and _has_triton()
+    if maps.dtype == torch.float64 or not define.kernels_wanted():
+        return False
+    if not has_triton():
+        _native.warn_once(WITHOUT_TRITON)
+    return has_triton()
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
     return find_spec("triton") is not None
 
 

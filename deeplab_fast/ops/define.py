@@ -78,8 +78,11 @@ def kernels_wanted() -> bool:
 
 
 def kernels_loaded(device: str = "cpu") -> bool:
-    """Whether the compiled kernels of this kind of device are there, and wanted."""
-    return kernels_wanted() and (_native.load() if device == "cpu" else _native.cuda_loaded())
+    """Whether the compiled kernels of this kind of device are there, and wanted; a warning if only wanted."""
+    if not kernels_wanted():
+        return False
+    _native.warn_if_missing(device)
+    return _native.load() and (device == "cpu" or _native.cuda_loaded())
 
 
 def in_format_of(like: Tensor, out: Tensor) -> Tensor:

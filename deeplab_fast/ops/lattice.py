@@ -9,14 +9,15 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
-from deeplab_fast.pydensecrf._backend import apply_num_threads
+from deeplab_fast.pydensecrf._backend import apply_num_threads, core
 
 
 def _compiled() -> ModuleType | None:
-    """The compiled core, which shares memory with CPU tensors; None where it is not built."""
+    """The compiled core, which shares memory with CPU tensors; None, with one warning, where it is not built."""
     try:
         from deeplab_fast import _densecrf
     except ImportError:
+        core()  # warns
         return None
     return _densecrf
 

@@ -53,11 +53,9 @@ def kernel_takes(maps: Tensor, features: Sequence[Tensor], *others: Tensor | Non
     """Whether there is a compiled kernel for these values or unary, features, and other tensors."""
     tensors = [maps, *features, *(tensor for tensor in others if tensor is not None)]
     kind = maps.device.type
-    return (
-        kernels_loaded(kind)
-        and all(tensor.dtype.itemsize <= 4 and tensor.device.type == kind for tensor in tensors)
-        and (kind == "cpu" or all(image_features.shape[1] <= KERNEL_DIMENSIONS for image_features in features))
-    )
+    few = kind == "cpu" or all(image_features.shape[1] <= KERNEL_DIMENSIONS for image_features in features)
+    fits = few and all(tensor.dtype.itemsize <= 4 and tensor.device.type == kind for tensor in tensors)
+    return fits and kernels_loaded(kind)  # last: it warns where there are none
 
 
 def with_errors_of(features: Sequence[Tensor], op: Callable, *arguments: object) -> Any:

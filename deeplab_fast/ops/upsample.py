@@ -59,11 +59,8 @@ def upsample_softmax(logits: Tensor, size: Size) -> Tensor:
 def _kernel_takes(*maps: Tensor) -> bool:
     """Whether there is a compiled kernel for these tensors: all on one kind of device and of one dtype."""
     kind, dtype = maps[0].device.type, maps[0].dtype
-    return (
-        kernels_loaded(kind)
-        and dtype != torch.float64
-        and all(m.dtype == dtype and m.device.type == kind for m in maps)
-    )
+    fits = dtype != torch.float64 and all(m.dtype == dtype and m.device.type == kind for m in maps)
+    return fits and kernels_loaded(kind)
 
 
 def _argmax(logits: Tensor, height: int, width: int) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from deeplab_fast import _native
 from deeplab_fast import nn as fast_nn
+from deeplab_fast.ops import cuda, define
 from deeplab_fast.patching import conversion, probing
 from deeplab_fast.patching.finding import Finder, Site, shared_in
 from deeplab_fast.patching.replacing import fuse, program_of, unfuse, write_program
@@ -50,7 +52,7 @@ def patch(model: nn.Module, example: Tensor | Sequence[Any] | None = None) -> Re
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
     shapes = {} if example is None else _input_shapes(model, example)
-    report, shared, passed_over, known = Report(), shared_in(model), set(), set()
+    report, shared, passed_over, known = Report(remark=_why_slow(model)), shared_in(model), set(), set()
     for path, module in list(model.named_modules()):
         if (program := program_of(module)) is not None:
             report.entries += [_entry(ALREADY_PATCHED, path, module, site) for site in program.sites]
@@ -72,6 +74,19 @@ def unpatch(model: nn.Module) -> None:
         if program_of(module) is not None:
             unfuse(module)
     conversion.remove_from(model)
+
+
+def _why_slow(model: nn.Module) -> str:
+    """Why kernels of the fused ops are missing where the model is; a warning as well: probing would swallow it."""
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    why = ""
+    if "cpu" in kinds and define.kernels_wanted() and not _native.load():
+        why = _native.why_missing("cpu")
+    elif "cuda" in kinds and define.kernels_wanted() and not cuda.has_triton():
+        why = cuda.WITHOUT_TRITON
+    if why:
+        _native.warn_once(why)
+    return why
 
 
 def _patch_one(

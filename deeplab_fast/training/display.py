@@ -34,11 +34,13 @@ class Display:
         )
 
     def __enter__(self) -> Display:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # it would print an empty line all the same, in older versions of rich
+            self._progress.stop()
 
     def note(self, text: str) -> None:
         """A line above the bar."""

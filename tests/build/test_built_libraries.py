@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ torch = pytest.importorskip("torch")
 from deeplab_fast import _native  # noqa: E402
 
 CSRC = Path(__file__).parents[2] / "csrc"
+SOURCES = sorted(CSRC.rglob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a")  # those of CMakeLists.txt
 
 
@@ -23,19 +27,34 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=places)
 
 
-@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", sorted(CSRC.rglob("*.cu")), ids=lambda path: path.name)
-def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, tmp_path: Path):
+def compiled_by_nvcc(source: Path, architecture: str, out: Path) -> subprocess.CompletedProcess:
     include = Path(torch.__file__).parent / "include"
-    result = subprocess.run(
+    return subprocess.run(
         [
             nvcc(), "-cubin", f"-arch={architecture}", "-std=c++20", "-O3", "-Xptxas=-v", "--expt-relaxed-constexpr",
             "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA", f"-I{CSRC}", "-isystem", str(include),
-            "-isystem", str(include / "torch/csrc/api/include"), str(source), "-o", str(tmp_path / "out.cubin"),
+            "-isystem", str(include / "torch/csrc/api/include"), str(source), "-o", str(out),
         ],
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[Path, str], Future]]:
+    """Of each source for each architecture; two at a time."""
+    folder = tmp_path_factory.mktemp("cubins")
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            pair: pool.submit(compiled_by_nvcc, *pair, folder / f"{pair[0].stem}-{pair[1]}.cubin")
+            for pair in product(SOURCES, ARCHITECTURES)
+        }
+
+
+@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: str, compilations: dict):
+    result = compilations[source, architecture].result()
     assert result.returncode == 0, result.stderr
     found = re.findall(
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
@@ -52,7 +71,7 @@ def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: s
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
-@pytest.mark.parametrize("library", [_native.CPU_LIBRARY, _native.CUDA_LIBRARY], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("library", _native.LIBRARIES.values(), ids=_native.LIBRARIES.keys())
 def test_only_the_stable_abi_is_used(library: Path):
     if not library.exists():  # it is optional: a machine may have no compiler, or no nvcc
         pytest.skip(f"{library.name} is not built")
@@ -65,7 +84,26 @@ def test_only_the_stable_abi_is_used(library: Path):
     assert not [s for s in other if re.search(r"c10|2at|caffe2|5torch", s)], "symbols of torch's C++ ABI"
     assert not [s for s in other if "deeplab_fast" in s], "symbols of ours that nothing defines"
     cuda_only = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg")
-    if library == _native.CPU_LIBRARY:
+    if library == _native.LIBRARIES["cpu"]:
         assert not any(s in cuda_only or s.startswith("cuda") for s in symbols)
     # CUDA's own runtime is linked statically; its driver calls go through dlopen.
     assert not [s for s in symbols if s.startswith(("cuda", "cu", "cublas", "cudnn"))]
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="there is no readelf")
+@pytest.mark.parametrize(
+    ("kind", "names"), [("cpu", ["torch_cpu"]), ("cuda", ["torch_cpu", "torch_cuda"])], ids=["cpu", "cuda"]
+)
+def test_torchs_libraries_are_needed_by_name(kind: str, names: list[str]):
+    """Python opens them locally, so their symbols are found through these names alone; CUDA's are torch's matter."""
+    library = _native.LIBRARIES[kind]
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built")
+    listing = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
+    assert [name for name in needed if re.match("libtorch|libc10|libcu", name)] == [f"lib{name}.so" for name in names]
+    assert "RPATH" not in listing
+    assert "RUNPATH" not in listing
+    assert sorted(path.name for path in library.parent.glob("lib*.so*")) == sorted(
+        path.name for path in _native.LIBRARIES.values() if path.exists()
+    ), "the linker's stand-in for libtorch_cuda is installed"

@@ -39,6 +39,8 @@ SMALLER = {
     "channels_300": {"channels": 80},
     "classes_182": {"classes": 70},
     "out_channels_130": {"out_channels": 70},
+    "many_channels": {"size": (11, 12)},
+    "many_channels_last": {"size": (11, 13)},
     "stem": {"size": (17, 16), "batch": 1},
 }
 TILE = Tile(pixels=128, columns=64, channels=64, warps=4, stages=1)
