@@ -10,7 +10,7 @@ import torch
 from conv_samples import centred
 from crf_gradient_checks import assert_close, crf_gradients, filter_gradients
 from fuzz_tensors import BFLOAT, DOUBLE, HALF, SINGLE, Case, pair_of, random_tensor, relaid
-from samples import assert_crf_accurate, assert_filter_accurate, positions
+from samples import ExactCRF, assert_crf_accurate, assert_filter_accurate, positions
 from torch import Tensor
 
 import deeplab_fast
@@ -52,7 +52,9 @@ def check_filter(case: Case) -> None:
         reference.permutohedral_filter(g, features.float(), True) for g in (grad.double(), grad, grad.double().abs())
     )
     assert_close([to_values], [own], [exact], [terms.max().item() if terms.numel() else 0])
-    assert_close(*filter_gradients(grad, values, features, draw.random() < 0.5))
+    results, own, exact, floors = filter_gradients(grad, values, features, draw.random() < 0.5)
+    # To features these terms enter as differences, times up to the number of vertices of a simplex.
+    assert_close(results, own, exact, [floor * (1 + case["dimensions"]) for floor in floors])
 
 
 def _check_spreading(values: Tensor, features: Tensor, value: float, draw: Random) -> None:
@@ -98,13 +100,28 @@ def check_crf(case: Case) -> None:
     inputs = (unary, features, compat, case["iterations"], [number for _, _, number, _ in case["kernels"]])
     assert_crf_accurate(deeplab_fast.dense_crf(*inputs), *inputs)
     if DOUBLE not in (case["dtype"], case["feature_dtype"]):
-        results, own, exact, floors = crf_gradients(*inputs)
-        # Where all cancels, what remains are roundings of terms of these sizes.
-        sizes = [
-            case["iterations"] * c.abs().max().item() * (1 + f.shape[1]) for f, c in zip(features, compat, strict=True)
-        ]
-        terms = [1.0, *sizes, *(0.0 for _ in compat)]
+        results, own, exact, floors = crf_gradients(*inputs, perturb=True)
+        terms = _terms(*inputs, exact[0])
         assert_close(results, own, exact, [floor + term for floor, term in zip(floors, terms, strict=True)])
+
+
+def _terms(
+    unary: Tensor,
+    features: list[Tensor],
+    compat: list[Tensor],
+    iterations: int,
+    normalization: list[int],
+    exact: Tensor,
+) -> list[float]:
+    """Of what size terms are that all cancel at times, as with alike labels; exact: the gradient to the unary."""
+    if exact.numel() == 0:
+        return [0.0] * (1 + 2 * len(features))
+    ones, largest = torch.ones(unary[0, 0].numel(), 1, dtype=DOUBLE), 1 + exact.abs().max().item()
+    of_images = ExactCRF(unary, features, [torch.ones(())] * len(compat), normalization).kernels
+    filtered = [max(k.energy(ones).abs().max().item() for k in of_kernel) for of_kernel in zip(*of_images, strict=True)]
+    kernels = zip(features, compat, strict=True)
+    to_features = [iterations * c.abs().max().item() * (1 + f.shape[1]) for f, c in kernels]
+    return [1.0, *to_features, *(largest * f * unary[0].numel() ** 0.5 for f in filtered)]
 
 
 def draw_pairwise(draw: Random) -> Case:

@@ -55,21 +55,34 @@ def crf_gradients(
     compat: list[Tensor],
     iterations: int,
     normalization: list[int],
+    perturb: bool = False,
 ) -> Gradients:
-    """To the unary, the features and the compat."""
+    """To the unary, the features and the compat.
+
+    perturb: count as terms also what becomes of one rounding of all that the gradients are made of. A mean field may
+    magnify it a hundredfold at each iteration: where labels are alike, and whatever sets them apart decides.
+    """
     grad = gradient(unary)
     rest = (features, compat, iterations, normalization)
     _, history = ops.dense_crf_history(unary, *rest)
     result = ops.dense_crf_backward(grad, unary, *rest, history, True, True)
     lattices = [f.to(lattice_dtype(f, unary)) for f in features]
 
-    def backward(dtype: torch.dtype) -> list[Tensor]:
-        arguments = unary.to(dtype), lattices, [c.to(dtype) for c in compat], iterations, normalization
-        return reference.dense_crf_backward(grad.to(dtype), *arguments, history.to(dtype), True, True)
+    def backward(dtype: torch.dtype, rounding: float = 0) -> list[Tensor]:
+        def rounded(tensor: Tensor, seed: int) -> Tensor:
+            return tensor.to(dtype) * (1 + rounding * (2 * random(seed, *tensor.shape) - 1).to(dtype))
+
+        compats = [rounded(c, 20 + k) for k, c in enumerate(compat)]
+        arguments = rounded(unary, 9), lattices, compats, iterations, normalization
+        return reference.dense_crf_backward(rounded(grad, 10), *arguments, rounded(history, 11), True, True)
 
     own, exact = backward(sum_dtype(unary)), backward(torch.float64)
     own[0] = own[0].to(unary.dtype)
     points = unary[0, 0].numel() if len(unary) else 0
     # Gradients to compat are sums over all points, of both signs.
     floors = [0.0] * (1 + len(features)) + [float(iterations * points) ** 0.5] * len(compat)
+    if perturb and points > 0:
+        eps = torch.finfo(SINGLE).eps
+        off = zip(backward(torch.float64, eps), exact, strict=True)
+        floors = [floor + (a - b).abs().max().item() / eps for floor, (a, b) in zip(floors, off, strict=True)]
     return list(result), own, exact, floors
