@@ -32,7 +32,8 @@ def peak_rss() -> int:
     """Bytes. On Linux from /proc: getrusage counts the parent process from before the exec, too."""
     status = Path("/proc/self/status")
     if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(kilobytes) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from inspect import isgenerator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -142,7 +142,7 @@ def by_wall(run: Callable[[Any], Any], inputs: Any) -> Call:
         result = run(inputs)
         if not isgenerator(result):
             return {WHOLE: time.perf_counter() - begin}, result
-        steps = result
+        steps = cast("Generator[str, None, Any]", result)
         while True:
             try:
                 stage = next(steps)

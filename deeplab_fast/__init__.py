@@ -7,6 +7,7 @@ Importing this package imports neither torch nor the compiled code; each name be
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -31,14 +32,39 @@ _MODULES = (
 __all__ = ["__version__", *_LAZY, *_MODULES]
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as X` marks what is exported
+    from deeplab_fast import config as config
+    from deeplab_fast import crf as crf
+    from deeplab_fast import data as data
+    from deeplab_fast import evaluation as evaluation
+    from deeplab_fast import models as models
+    from deeplab_fast import nn as nn
+    from deeplab_fast import ops as ops
+    from deeplab_fast import patching as patching
+    from deeplab_fast import pictures as pictures
+    from deeplab_fast import pydensecrf as pydensecrf
+    from deeplab_fast import reference as reference
+    from deeplab_fast import training as training
+    from deeplab_fast.ops.aspp_sum import aspp_sum as aspp_sum
+    from deeplab_fast.ops.atrous_conv2d import atrous_conv2d as atrous_conv2d
+    from deeplab_fast.ops.dense_crf import dense_crf as dense_crf
+    from deeplab_fast.ops.lattice import Lattice as Lattice
+    from deeplab_fast.ops.permutohedral_filter import permutohedral_filter as permutohedral_filter
+    from deeplab_fast.ops.upsample import upsample_argmax as upsample_argmax
+    from deeplab_fast.ops.upsample import upsample_softmax as upsample_softmax
+    from deeplab_fast.patching import accelerate as accelerate
+    from deeplab_fast.patching import patch as patch
+    from deeplab_fast.patching import unpatch as unpatch
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -31,9 +31,9 @@ def processor_quota() -> float:
             quota, period = (folder / "cpu.max").read_text().split()
             quotas.append(int(quota) / int(period))
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota = int((folder / "cpu.cfs_quota_us").read_text())
-            if quota > 0:  # -1: no limit
-                quotas.append(quota / int((folder / "cpu.cfs_period_us").read_text()))
+            microseconds = int((folder / "cpu.cfs_quota_us").read_text())
+            if microseconds > 0:  # -1: no limit
+                quotas.append(microseconds / int((folder / "cpu.cfs_period_us").read_text()))
     return min(quotas)
 
 

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+Writer = Callable[[BinaryIO], object]  # writes a file, given it open
 
 PREFIX, PARTIAL = ".deeplab-fast-", ".partial"
 # Seconds after which an unlocked file of another machine counts as abandoned: on some network file systems each machine
@@ -138,7 +139,7 @@ def _check_name(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ writing
 
 
-def atomic_write_all(writers: Mapping[Path, Callable[[BinaryIO], None]], *, sync: bool = False) -> None:
+def atomic_write_all(writers: Mapping[Path, Writer], *, sync: bool = False) -> None:
     """Write several files so that either all appear, whole, or none does.
 
     Each is written beside its destination first; only when every one is complete are they renamed. If a
@@ -177,7 +178,12 @@ def atomic_write_all(writers: Mapping[Path, Callable[[BinaryIO], None]], *, sync
                 file.close()
 
 
-def atomic_write(path: PathLike, write: Callable[[BinaryIO], None], *, sync: bool = False) -> None:
+def writer_of(content: bytes) -> Writer:
+    """What writes these bytes."""
+    return lambda file: file.write(content)
+
+
+def atomic_write(path: PathLike, write: Writer, *, sync: bool = False) -> None:
     """Write one file whole or not at all; see :func:`atomic_write_all`."""
     atomic_write_all({Path(path): write}, sync=sync)
 

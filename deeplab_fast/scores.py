@@ -175,16 +175,16 @@ def as_scores(
 
 def checked_scores(scores: ArrayLike) -> NDArray[Any]:
     """Scores as a float array of three axes, without the batch's, or the error that says why they are none."""
-    scores = _floating(scores)
-    if scores.ndim == 4 and scores.shape[0] == 1:
-        scores = scores[0]
-    if scores.ndim != 3 or scores.size == 0:
-        raise ArgumentError("scores", scores.shape, "(K, H, W), not empty", what="shape")
-    finite = np.isfinite(scores)
+    array = _floating(scores)
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or array.size == 0:
+        raise ArgumentError("scores", array.shape, "(K, H, W), not empty", what="shape")
+    finite = np.isfinite(array)
     if not finite.all():
-        bad = int(scores.size - finite.sum())
-        raise ArgumentError("scores", f"NaN or Inf in {bad} of {scores.size} places", "finite", what="values")
-    return scores
+        bad = int(array.size - finite.sum())
+        raise ArgumentError("scores", f"NaN or Inf in {bad} of {array.size} places", "finite", what="values")
+    return array
 
 
 def _floating(scores: ArrayLike) -> NDArray[Any]:

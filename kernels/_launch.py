@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from deeplab_fast._conv_arguments import format_of
-from deeplab_fast.kernels.choices import Tile
+
+from .choices import Tile
 
 LAST = torch.channels_last
 

@@ -11,6 +11,7 @@ the GPU, and can be captured in a CUDA graph after a first call has compiled the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 import triton
@@ -18,9 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from deeplab_fast._conv_arguments import format_of
-from deeplab_fast.kernels._launch import fits_32_bits, is_wide, map_strides, pixel_rows, tile_options
-from deeplab_fast.kernels.choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, processors_of, tile_for
-from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
+
+from ._launch import fits_32_bits, is_wide, map_strides, pixel_rows, tile_options
+from .choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from .implicit_gemm import add_convolution, finish, tile_extent
 
 # Taps are numbered as `pack` orders them: 0 the shared one in the middle, then branch by branch, row by row. RATES,
 # KERNEL_H and KERNEL_W have an entry a branch, and are known at compile time: a network has one set of them.
@@ -157,7 +159,7 @@ def pack(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """
     classes, channels = weights[0].shape[:2]
     taps = [weight.permute(2, 3, 0, 1).reshape(-1, classes, channels) for weight in weights]
-    middle = sum(branch[len(branch) // 2].float() for branch in taps)
+    middle = reduce(torch.add, (branch[len(branch) // 2].float() for branch in taps))
     others = [part for branch in taps for part in (branch[: len(branch) // 2], branch[len(branch) // 2 + 1 :])]
     rows = torch.cat([part.reshape(-1, channels).to(dtype) for part in (middle, *others)])
     return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 8))
@@ -293,7 +295,8 @@ def _branches(maps: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> 
 def _reach(maps: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> tuple[int, int]:
     """How far from a pixel, vertically and horizontally, taps lie."""
     clamped = _branches(maps, weights, rates)["RATES"]
-    return tuple(max(r * w.shape[2 + a] for r, w in zip(clamped, weights, strict=True)) for a in range(2))
+    vertical, horizontal = (max(r * w.shape[2 + a] for r, w in zip(clamped, weights, strict=True)) for a in range(2))
+    return vertical, horizontal
 
 
 def _fits(x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> bool:

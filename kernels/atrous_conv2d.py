@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from deeplab_fast._conv_arguments import format_of, output_size
-from deeplab_fast.kernels._launch import LAST, fits_32_bits, is_wide, map_strides, tile_options
-from deeplab_fast.kernels.choices import ALIGNMENT, Tile, arithmetic_of, path_for, processors_of, tile_for
-from deeplab_fast.kernels.implicit_gemm import add_convolution, finish, tile_extent
+
+from ._launch import LAST, fits_32_bits, is_wide, map_strides, tile_options
+from .choices import ALIGNMENT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from .implicit_gemm import add_convolution, finish, tile_extent
 
 
 @triton.jit
@@ -233,8 +234,12 @@ def backward(
             to_x = _backward_x(grad, x, scaled, padding, dilation, tile)
         if own_weight:
             to_weight = _backward_weight(grad, x, weight, stride, padding, dilation)
-    result = [to_x.contiguous(memory_format=format_of(x))] if need_x else []
-    return [*result, to_weight.to(weight.dtype).contiguous()] if need_weight else result
+    result = []
+    if need_x and to_x is not None:
+        result.append(to_x.contiguous(memory_format=format_of(x)))
+    if need_weight and to_weight is not None:
+        result.append(to_weight.to(weight.dtype).contiguous())
+    return result
 
 
 def _backward_x(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ def arithmetic_of(x: Tensor) -> str:
     """ "16bit", "tf32" or "ieee": what products of x are computed in, as for stock convolutions."""
     if x.dtype.itemsize == 2:
         return "16bit"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn  # torch's types lack its settings
+    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bench.cases.common import (
     by_path,
     compiled,
     dtypes,
+    formatted,
     name_of,
     relative_error,
     seeded,
@@ -128,6 +129,8 @@ class FusedUnit(Unit):
     """The same as one op."""
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        assert self.bn.running_mean is not None
+        assert self.bn.running_var is not None
         scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
         bias = self.bn.bias - self.bn.running_mean * scale
         conv = self.conv
@@ -145,13 +148,13 @@ def _unit_inputs(layer: Layer, dtype: torch.dtype) -> dict[str, UnitInputs]:
     shapes = (layer.channels, layer.side), (layer.out, layer.out_side)
     x, grad = (torch.randn(1, channels, side, side, dtype=dtype) for channels, side in shapes)
     residual = torch.randn_like(grad) if layer.residual else None
-    result = {}
+    result: dict[str, UnitInputs] = {}
     for layout, unit in units.items():
         memory_format = torch.contiguous_format if layout == NCHW else LAST
         unit.load_state_dict(units[NCHW].state_dict())
-        unit.to(dtype, memory_format=memory_format)
-        tensors = [None if t is None else t.contiguous(memory_format=memory_format) for t in (x, residual, grad)]
-        result[layout] = (unit, *tensors)
+        own_residual = None if residual is None else residual.contiguous(memory_format=memory_format)
+        own_x, own_grad = (tensor.contiguous(memory_format=memory_format) for tensor in (x, grad))
+        result[layout] = (formatted(unit.to(dtype), memory_format), own_x, own_residual, own_grad)
     return result
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.case import Backend, Target
 from deeplab_fast.ops import define
@@ -93,6 +93,14 @@ def by_path(
     }
 
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def formatted(module: Module, memory_format: torch.memory_format) -> Module:
+    """The module, its weights in that format; torch's types lack this argument of `Module.to`."""
+    return module.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` through torch.compile, compiled when first called, for the shapes that it gets then."""
 
@@ -125,10 +133,11 @@ def photo_batch(count: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
 
 def relative_error(result: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
     """|result - expected| / |expected|, Euclidean norms; the largest, of several tensors."""
-    if isinstance(result, Tensor) != isinstance(expected, Tensor):
+    if isinstance(result, Tensor) and isinstance(expected, Tensor):
+        return _relative_error(result, expected)
+    if isinstance(result, Tensor) or isinstance(expected, Tensor):
         raise TypeError(f"one result is a tensor, the other is none: {type(result)}, {type(expected)}")
-    pairs = [(result, expected)] if isinstance(result, Tensor) else list(zip(result, expected, strict=True))
-    return max(_relative_error(a, b) for a, b in pairs)
+    return max(_relative_error(a, b) for a, b in zip(result, expected, strict=True))
 
 
 def _relative_error(result: Tensor, expected: Tensor) -> float:

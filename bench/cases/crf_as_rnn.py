@@ -76,4 +76,4 @@ def _run(recompute: bool, inputs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]
     layer.to(prob.device)
     prob = prob.detach().requires_grad_()
     layer(images, prob).backward(grad)
-    return [prob.grad, *(p.grad for p in layer.parameters())]
+    return [tensor.grad for tensor in (prob, *layer.parameters()) if tensor.grad is not None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bench.cases.common import (
     OURS,
     THREADS,
     dtypes,
+    formatted,
     relative_error,
     seeded,
     stock_layouts,
@@ -39,7 +41,7 @@ def cases(target: Target) -> Iterator[Case]:
     yield _training_case(target)
 
 
-def _backend(run, takes: str, **options: bool) -> Backend:
+def _backend(run: Callable[[Any], Any], takes: str, **options: Any) -> Backend:
     return Backend(run, takes=takes, threads=THREADS, **options)
 
 
@@ -55,7 +57,7 @@ def _variants(net: nn.Module, x: Tensor, dtype: torch.dtype) -> Variants:
     last = x.contiguous(memory_format=LAST)
     return {
         NCHW: (net, x),
-        CHANNELS_LAST: (copy.deepcopy(net).to(memory_format=LAST), last),
+        CHANNELS_LAST: (formatted(copy.deepcopy(net), LAST), last),
         OURS: (fused, last),
     }
 
@@ -105,7 +107,7 @@ def _inference_inputs(target: Target, side: int) -> Variants:
     net, x = deeplabv2_resnet(CLASSES, *shape_of_resnet(target)).eval(), torch.randn(1, 3, side, side)
     calibrate(net, x)
     variants = _variants(net, x, torch.float32)
-    return variants | {COMPILED: (Frozen(copy.deepcopy(net).to(memory_format=LAST)), variants[OURS][1])}
+    return variants | {COMPILED: (Frozen(formatted(copy.deepcopy(net), LAST)), variants[OURS][1])}
 
 
 class Frozen(nn.Module):
@@ -113,7 +115,8 @@ class Frozen(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net, self.compiled = net, None
+        self.net = net
+        self.compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.compiled is None:
@@ -143,11 +146,11 @@ def _training_inputs(target: Target, side: int, batch: int) -> dict[str, Trainin
     calibrate(net, x)  # and leave the batch norms frozen, as DeepLab does
     out_side = net(x[:1]).shape[-1]
     labels = torch.randint(0, CLASSES, (batch, out_side, out_side))
-    result = {}
+    result: dict[str, TrainingInputs] = {}
     for which in (NCHW, CHANNELS_LAST, OURS):
         own = copy.deepcopy(net)
         if which != NCHW:
-            own = own.to(memory_format=LAST)
+            own = formatted(own, LAST)
         if which == OURS:
             deeplab_fast.patch(own)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-6, momentum=0.9)

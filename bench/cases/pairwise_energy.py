@@ -58,10 +58,10 @@ def _loss_of_peer(inputs: tuple[Tensor, Tensor]) -> Tensor:
     import pydensecrf.densecrf as dcrf
 
     images, prob = inputs
-    images = interpolate(images.float(), scale_factor=SCALE).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    prob = interpolate(prob, scale_factor=SCALE, mode="bilinear", align_corners=False).numpy()
+    small = interpolate(images.float(), scale_factor=SCALE).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    small_prob = interpolate(prob, scale_factor=SCALE, mode="bilinear", align_corners=False).numpy()
     total = 0.0
-    for image, classes in zip(images, prob, strict=True):
+    for image, classes in zip(small, small_prob, strict=True):
         height, width = image.shape[:2]
         crf = dcrf.DenseCRF2D(width, height, 1)
         crf.setUnaryEnergy(np.zeros((1, height * width), np.float32))

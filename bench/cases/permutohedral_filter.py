@@ -56,7 +56,7 @@ def _cpu_backends(run: Any) -> dict[str, Backend]:
 
 def _inputs(
     target: Target, height: int, width: int, xy_std: float, rgb_std: float | None, channels: int
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+) -> dict[str, tuple[Tensor, ...]]:
     image = image_tensor(photo("coffee", height, width))
     features = spatial_features(image, xy_std) if rgb_std is None else bilateral_features(image, xy_std, rgb_std)
     generator = torch.Generator().manual_seed(0)

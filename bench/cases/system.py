@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import deeplab_fast
 from bench.case import Backend, Case, Target
-from bench.cases.common import LAST, OURS, PYDENSECRF, THREADS, different_labels, image_tensor, plain, seeded
+from bench.cases.common import LAST, OURS, PYDENSECRF, THREADS, different_labels, formatted, image_tensor, plain, seeded
 from bench.stock_networks import calibrate, deeplabv2_resnet, shape_of_resnet
 from deeplab_fast.crf import PRESETS
 from deeplab_fast.models import DeepLabV2
@@ -92,9 +92,9 @@ def _networks(target: Target, train: bool) -> dict[str, nn.Module]:
     ours = MSC(DeepLabV2(CLASSES, *shape))
     # The layers come in the same order.
     ours.load_state_dict(dict(zip(ours.state_dict(), stock.state_dict().values(), strict=True)))
-    networks = {
-        STOCK: MSC(stock).to(memory_format=LAST),
-        REFERENCE: ours.to(memory_format=LAST),
+    networks: dict[str, nn.Module] = {
+        STOCK: formatted(MSC(stock), LAST),
+        REFERENCE: formatted(ours, LAST),
         OURS: copy.deepcopy(ours),
     }
     for network in networks.values():

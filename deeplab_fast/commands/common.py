@@ -134,7 +134,7 @@ def configuration(path: Path, overrides: Sequence[str] | None) -> Config:
     from deeplab_fast.config import read_config
 
     with option_errors(overrides="--set"):
-        return read_config(path, overrides or [])
+        return read_config(path, overrides or ())
 
 
 def chosen_device(option: str | None, entry: str) -> torch.device:

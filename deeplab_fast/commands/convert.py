@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,7 +55,7 @@ def convert_command(
                 "--without-classifier"
             )
         network = models.create(model, classes)
-        classifier = "fresh" if without_classifier else "strict"
+        classifier: Literal["strict", "fresh"] = "fresh" if without_classifier else "strict"
         with weights_advice(classifier=_CLASSIFIER, accept_stride=_STRIDE):
             report = models.load_weights(network, source, classifier=classifier, key=key)
         state = network.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,5 +108,6 @@ def _numbers(name: str, values: str) -> list[float]:
         raise WrongOption(option, values, f"{kind} separated by commas") from None
     with option_errors(option):
         for number in numbers:
-            crf.parameters(**{name: number})
+            override: dict[str, Any] = {name: number}
+            crf.parameters(**override)
     return numbers

@@ -106,7 +106,7 @@ def _report(result: EvaluationResult, classes: list[str], folder: Path, others: 
     Console().print(report.table(before, classes, after))
     extra = {"images": result.images, "seconds": round(result.seconds, 3), "problems": result.problems}
     written = report.write_report(folder, PLAIN, before, result.matrix, classes, title="without CRF", extra=extra)
-    if after is not None:
+    if after is not None and result.matrix_crf is not None:
         written += report.write_report(
             folder, WITH_CRF, after, result.matrix_crf, classes, title="with CRF", extra=extra
         )

@@ -54,7 +54,7 @@ def train_command(
             raise typer.Exit(error.code) from None
         if not is_first_process():
             return
-        if result.best_mean_iou is not None:
+        if result.mean_iou is not None and result.best_mean_iou is not None:
             typer.echo(f"mean IoU {100 * result.mean_iou:.2f} % at the end, {100 * result.best_mean_iou:.2f} % at best")
         written = [result.last, *([result.best] if result.best else []), read.output / "log.csv"]
         typer.echo("written: " + ", ".join(map(str, written)))

@@ -14,7 +14,6 @@ from deeplab_fast.config.schema import Config, CRFConfig, DataConfig, Evaluation
 from deeplab_fast.crf import CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor
 from deeplab_fast.nn import DenseCRF
-from deeplab_fast.pictures.label_values import IGNORE
 
 
 def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
@@ -24,6 +23,10 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
         FileNotFoundError, ValueError: as the dataset's class does.
     """
     if config.kind == "folder":
+        # The section has checked that what its kind needs is there.
+        assert config.images is not None
+        assert config.labels is not None
+        assert config.classes is not None
         return data.Folder(
             config.images,
             config.labels,
@@ -34,6 +37,7 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
             label_values=_label_values(config),
             on_error=config.on_error,
         )
+    assert config.root is not None
     if config.generate is not None:
         made = config.generate.model_dump()
         if (config.root / data.shapes.MARKER).is_file():
@@ -56,19 +60,20 @@ def inputs_of(
     """What a command by a configuration reads: its sets' files, its weights, and others; None is left out."""
     lists = [config.data.train, config.data.val] if config.data.kind == "folder" else []
     places = [path for dataset in datasets for path in dataset.inputs()]
-    return files.Inputs([*places, *filter(None, [*lists, config.model.weights, *others])])
+    return files.Inputs([*places, *(path for path in (*lists, config.model.weights, *others) if path)])
 
 
 def _label_values(config: DataConfig) -> dict[int, int | None] | None:
+    """With None for "ignore"."""
     if config.label_values is None:
         return None
-    return {value: None if meaning == IGNORE else meaning for value, meaning in config.label_values.items()}
+    return {value: None if isinstance(meaning, str) else meaning for value, meaning in config.label_values.items()}
 
 
 def classes_of(config: DataConfig) -> tuple[str, ...]:
     """Names of the set's classes; its files need not be there."""
     if config.kind == "folder":
-        return tuple(config.classes)
+        return tuple(config.classes or ())
     return {"voc12": data.VOC_CLASSES, "shapes": data.shapes.CLASSES}.get(config.kind, data.COCOSTUFF_CLASSES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,7 +110,7 @@ class TrainingConfig(_Section):
     power: PositiveFloat = 0.9
     lr_every: PositiveInt = 10  # steps between changes of the learning rate
     crop: PositiveInt = 321
-    scales: list[PositiveFloat] = Field([0.5, 0.75, 1, 1.25, 1.5], min_length=1)
+    scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
     flip: bool = True
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
@@ -156,7 +157,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def read_config(path: str | os.PathLike[str], overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file; `overrides` such as "training.lr=0.001" replace entries of it.
 
     Raises:

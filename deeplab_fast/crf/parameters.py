@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -60,13 +61,13 @@ def deviations(name: str, value: float | Iterable[float]) -> float | tuple[float
     Raises:
         TypeError: if it is neither.
     """
-    try:
-        numbers = (float(value),) if np.ndim(value) == 0 else tuple(float(number) for number in value)
-    except (TypeError, ValueError):
-        numbers = ()
+    given: Any = value  # to type checkers, `ndim` tells nothing
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(TypeError, ValueError):
+        numbers = (float(given),) if np.ndim(given) == 0 else tuple(float(number) for number in given)
     if not numbers or isinstance(value, str):
         raise ArgumentTypeError(name, value, "a number or one for each channel")
-    return value if np.ndim(value) == 0 else numbers
+    return given if np.ndim(given) == 0 else numbers
 
 
 PRESETS: dict[str, CRFParameters] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Shard(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample | Problem:
         return self.dataset[self._indices[index]]
 
-    def report(self, problems) -> None:
+    def report(self, problems: Iterable[Problem]) -> None:
         self.dataset.report(problems)
 
 

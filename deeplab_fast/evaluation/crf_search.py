@@ -69,7 +69,8 @@ def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None,
         numbers = Random(seed).sample(range(count), random)
         places = np.unravel_index(np.array(numbers), [len(axis) for axis in axes])
         chosen = [tuple(axis[i] for axis, i in zip(axes, one, strict=True)) for one in zip(*places, strict=True)]
-    return [CRFParameters(**dict(zip(grid, values, strict=True))) for values in chosen]
+    given: list[dict[str, Any]] = [dict(zip(grid, values, strict=True)) for values in chosen]
+    return [CRFParameters(**values) for values in given]
 
 
 def _number(name: str, value: Any) -> float:

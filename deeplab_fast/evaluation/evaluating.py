@@ -130,8 +130,9 @@ def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | 
                 raise ArgumentError("dataset", repr(name), wanted, what="name")
     inputs = files.Inputs(getattr(dataset, "inputs", list)())
     for folder, ending in ((png, PNG), (logits, NPY)):
-        for name in dataset.names if folder is not None else ():
-            files.check_destination(Path(folder) / f"{name}{ending}", inputs, new_folder=True)
+        if folder is not None:
+            for name in dataset.names:
+                files.check_destination(Path(folder) / f"{name}{ending}", inputs, new_folder=True)
 
 
 def _check_share(rank: int, world: int) -> None:

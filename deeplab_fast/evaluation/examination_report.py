@@ -13,7 +13,7 @@ import numpy as np
 
 from deeplab_fast.data.examination import Examination
 from deeplab_fast.errors import ArgumentError, one_of
-from deeplab_fast.files import atomic_write_all
+from deeplab_fast.files import atomic_write_all, writer_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def summary(examination: Examination) -> list[str]:
     """Lines on the samples, the images' sizes and colours, and values that are no classes."""
     without = f", {examination.unlabelled} of them without labels" if examination.unlabelled else ""
     lines = [f"{examination.usable} of {examination.samples} samples can be used{without}"]
-    if examination.smallest is not None:
+    if examination.smallest is not None and examination.largest is not None:
         sizes = [f"{width} x {height}" for width, height in (examination.smallest, examination.largest)]
         lines.append("images: " + (sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}") + " pixels")
         numbers = (" ".join(f"{value:.3f}" for value in one) for one in (examination.mean, examination.deviation))
@@ -174,5 +174,5 @@ def write(
         drawn = io.BytesIO()
         picture(found).savefig(drawn, format=picture_file.suffix.lower()[1:])
         contents[picture_file] = drawn.getvalue()
-    atomic_write_all({path: lambda file, content=content: file.write(content) for path, content in contents.items()})
+    atomic_write_all({path: writer_of(content) for path, content in contents.items()})
     return list(contents)

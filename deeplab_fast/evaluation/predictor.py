@@ -90,7 +90,8 @@ class Predictor:
         if tile is not None and tile < tiling.SMALLEST:
             raise ArgumentError("tile", tile, f"at least {tiling.SMALLEST}")
         self.device = torch.device(device)
-        self.model = model.to(device=self.device, memory_format=torch.channels_last)
+        # torch's types lack its argument memory_format.
+        self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crf = None if crf is None else crf.to(self.device)
         self.num_classes = num_classes
         self.autocast = autocast

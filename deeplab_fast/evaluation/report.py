@@ -206,7 +206,5 @@ def write_report(
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = report_files(folder, name)
     contents = [text.encode() + b"\n", image.getvalue()]
-    files.atomic_write_all(
-        {path: lambda file, content=content: file.write(content) for path, content in zip(paths, contents, strict=True)}
-    )
+    files.atomic_write_all({path: files.writer_of(content) for path, content in zip(paths, contents, strict=True)})
     return paths

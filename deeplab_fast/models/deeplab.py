@@ -58,8 +58,8 @@ class DeepLabV2(nn.Module):
             TypeError, ValueError: if x is anything else.
         """
         check_images(x)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5, self.aspp):
-            x = layer(x)
+        for name in ("layer1", "layer2", "layer3", "layer4", "layer5", "aspp"):
+            x = getattr(self, name)(x)
         return x
 
     def classifier_modules(self) -> list[nn.Module]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from deeplab_fast.models.layers import BilinearUpsampling, check_count, classifier, conv_relu
@@ -69,7 +71,7 @@ class FCN(VGG16Trunk):
         return [getattr(self, name) for name in names[self.stride]]
 
 
-def _cut(x: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
+def _cut(x: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     """x (N, C, H, W) -> (N, C, *size), from row and column `offset` on."""
     return x[:, :, offset : offset + size[0], offset : offset + size[1]]
 

@@ -72,6 +72,7 @@ def classifier(in_channels: int, num_classes: int, std: float = 0.01) -> AtrousC
     """The last 1×1 convolution, to scores; weights from N(0, std), bias 0, as in the published DeepLab prototxts."""
     conv = AtrousConv2d(in_channels, num_classes, 1)
     nn.init.normal_(conv.weight, mean=0, std=std)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 
@@ -96,7 +97,7 @@ def freeze_batch_norm(model: nn.Module) -> nn.Module:
             module.eval()
             module.requires_grad_(False)
             # On the instance: a subclass of BatchNorm2d would no longer be fused with its convolution.
-            module.train = functools.partial(_stay_in_evaluation, module)
+            module.train = functools.partial(_stay_in_evaluation, module)  # type: ignore[method-assign,assignment]
     return model
 
 

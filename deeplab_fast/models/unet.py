@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -86,7 +88,7 @@ class UNet(nn.Module):
         return [self.score]
 
 
-def _centre(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
     """The middle of x (N, C, H, W), (N, C, *size)."""
     top, left = ((x.shape[2 + a] - size[a]) // 2 for a in range(2))
     return x[:, :, top : top + size[0], left : left + size[1]]

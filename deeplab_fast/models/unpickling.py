@@ -9,6 +9,7 @@ import itertools
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def read_torch(path: Path) -> Any:
             f"would run code when unpickled ({', '.join(runs)}), which no weights do; it was not run: do not use it"
         )
     # In pairs with their names, so that they are not what a caller has allowed, and is allowed afterwards, too.
-    stand_ins = [(_STAND_INS.get(name, _LeftOut), name) for name in named]
+    stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (_STAND_INS.get(name, _LeftOut), name) for name in named
+    ]
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old formats: what cannot be read is an error all the same
         with open(path, "rb") as file:  # by a name, torch would take it for one of safetensors
@@ -130,7 +133,11 @@ def _named_globals(path: Path) -> list[str]:
             if torch.serialization.MAGIC_NUMBER not in [argument for _, argument, _ in pickletools.genops(file)]:
                 raise NotWeights(f"is a pickle that torch.save did not write; {ALONE}")
             codes = itertools.chain.from_iterable(pickletools.genops(file) for _ in range(3))
-            return [_python3_name(*argument.split(" ", 1)) for code, argument, _ in codes if code.name == "GLOBAL"]
+            return [
+                _python3_name(*argument.split(" ", 1))
+                for code, argument, _ in codes
+                if code.name == "GLOBAL" and argument
+            ]
         except MemoryError as error:  # nothing in the head of a file is large: a length in it is wrong
             raise ValueError("a length is wrong") from error
 

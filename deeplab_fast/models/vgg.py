@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from deeplab_fast.errors import ArgumentError
@@ -89,7 +91,7 @@ class DeepLabVGG16(VGG16Trunk):
             TypeError, ValueError: if x is anything else.
         """
         features = self.average(self.features(x)[-1])
-        return sum(self._scores(features, branch) for branch in self.branches)
+        return reduce(torch.add, (self._scores(features, branch) for branch in self.branches))
 
     def _scores(self, x: Tensor, branch: str) -> Tensor:
         for name in ("fc6", "fc7"):

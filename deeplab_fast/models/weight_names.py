@@ -37,7 +37,9 @@ class WeightsError(ValueError):
 
     def advising(self, advice: Mapping[str, str]) -> ValueError:
         """The same error for callers that have other means, a sentence for each remedy."""
-        return ValueError(f"{self.reason}; {advice[self.remedy]}" if self.remedy in advice else self.reason)
+        if self.remedy is None or self.remedy not in advice:
+            return ValueError(self.reason)
+        return ValueError(f"{self.reason}; {advice[self.remedy]}")
 
 
 def plain(name: str) -> str:
@@ -68,7 +70,8 @@ def find_prefix(
         WeightsError: if more than one have equally many, and hold different numbers; or none has the key.
     """
     shapes = {name.removeprefix(MSC): tensor.shape for name, tensor in own.items() if not name.endswith(COUNTER)}
-    named, fitting = Counter(), Counter()
+    named: Counter[str] = Counter()
+    fitting: Counter[str] = Counter()
     for name, tensor in state.items():
         for prefix, rest in _splits(name):
             if rest in shapes:
@@ -89,8 +92,8 @@ def find_prefix(
     others = [prefix for prefix in found if prefix not in best and 2 * found[prefix][1] >= len(shapes)]
     if not others:
         return best[0], []
-    chosen, *rest = map(repr, _labels([best[0], *others]))
-    return best[0], [f"weights under {chosen} taken; those under {' and '.join(rest)} fit less"]
+    chosen, *less = map(repr, _labels([best[0], *others]))
+    return best[0], [f"weights under {chosen} taken; those under {' and '.join(less)} fit less"]
 
 
 def _splits(name: str) -> Iterable[tuple[str, str]]:

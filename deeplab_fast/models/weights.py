@@ -40,13 +40,13 @@ def classifier_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         TypeError: if it has no method `classifier_modules`.
     """
-    inner = model
-    while isinstance(inner, nn.Module) and not hasattr(inner, "classifier_modules"):
+    inner: nn.Module | None = model
+    while isinstance(inner, nn.Module):
+        if (method := getattr(inner, "classifier_modules", None)) is not None:
+            return method()
         children = [getattr(inner, name, None) for name in ("base", "module", "_orig_mod")]
         inner = next((child for child in children if isinstance(child, nn.Module)), None)
-    if not isinstance(inner, nn.Module):
-        raise ArgumentTypeError("model", type(model), "of deeplab_fast.models, or have a method classifier_modules")
-    return inner.classifier_modules()
+    raise ArgumentTypeError("model", type(model), "of deeplab_fast.models, or have a method classifier_modules")
 
 
 def load_weights(

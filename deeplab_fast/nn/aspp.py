@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from deeplab_fast._conv_arguments import pair
@@ -38,6 +40,7 @@ class ASPP(nn.Module):
         for b, rate in enumerate(self.rates):
             conv = nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
             nn.init.normal_(conv.weight, mean=0, std=0.01)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             self.add_module(f"c{b}", conv)
 
@@ -51,4 +54,4 @@ class ASPP(nn.Module):
         plain = all(fusing.is_plain(branch, fusing.CONVOLUTIONS) for branch in branches)
         if plain and all(fusing.is_branch(branch) for branch in branches) and not fusing.has_global_hooks():
             return fusing.sum_of_branches(x, branches)
-        return sum(branch(x) for branch in branches)
+        return reduce(torch.add, (branch(x) for branch in branches))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.common_types import _size_2_t as Pair
 
-from deeplab_fast._conv_arguments import Pair
 from deeplab_fast.nn import fusing
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.common_types import _size_2_t as Pair
 
 from deeplab_fast import ops
-from deeplab_fast._conv_arguments import Pair
 from deeplab_fast.errors import ArgumentError
 
 
@@ -33,7 +33,7 @@ class AtrousConv2d(nn.Conv2d):
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros"] = "zeros",
         device: Any = None,
         dtype: Any = None,
     ):

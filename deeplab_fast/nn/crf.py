@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.crf import CLIP, PRESETS, CRFParameters, parameters
+from deeplab_fast.crf.parameters import deviations
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.nn.crf_inputs import (
     bilateral_features,
@@ -80,15 +81,15 @@ class DenseCRF(nn.Module):
             pos_xy_std=pos_xy_std,
             bi_w=bi_w,
             bi_xy_std=bi_xy_std,
-            bi_rgb_std=bi_rgb_std,
+            bi_rgb_std=deviations("bi_rgb_std", bi_rgb_std),
             iterations=iterations,
         )
         self.recompute = recompute
         self.learnable = learnable
-        if learnable != (num_classes is not None) or (learnable and num_classes < 1):
+        if learnable != (num_classes is not None) or (num_classes is not None and num_classes < 1):
             wanted = "the number of classes, at least 1, with learnable=True" if learnable else "left out"
             raise ArgumentError("num_classes", num_classes, wanted)
-        if learnable:
+        if num_classes is not None:
             identity = torch.eye(num_classes)
             self.spatial_weight = nn.Parameter(self.params.pos_w * identity)
             self.bilateral_weight = nn.Parameter(self.params.bi_w * identity)

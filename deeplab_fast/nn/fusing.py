@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import sum_dtype
@@ -19,6 +21,7 @@ from deeplab_fast.nn.convolution import AtrousConv2d
 
 CONVOLUTIONS = (nn.Conv2d, AtrousConv2d)
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -38,7 +41,7 @@ def has_global_hooks() -> bool:
     )
 
 
-def is_plain(module: nn.Module, types: Sequence[type]) -> bool:
+def is_plain(module: nn.Module, types: Sequence[type[_Kind]]) -> TypeGuard[_Kind]:
     """Whether `module` is of one of `types`, no subclass of them, and does what they do, nothing else.
 
     Parametrized modules (weight norm and the like) are of another type; the older weight norm is a hook.
@@ -51,7 +54,7 @@ def fits_op(conv: nn.Conv2d) -> bool:
     return conv.groups == 1 and conv.padding_mode == "zeros"
 
 
-def is_frozen(bn: nn.Module) -> bool:
+def is_frozen(bn: _BatchNorm) -> bool:
     """Whether the batch norm uses running statistics, and so is a scale and a bias."""
     return not bn.training and bn.running_mean is not None and bn.running_var is not None
 
@@ -79,7 +82,7 @@ def sum_of_branches(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
 def conv_bn_relu(
     x: Tensor,
     conv: nn.Conv2d,
-    bn: nn.Module | None = None,
+    bn: _BatchNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
     in_place: bool = False,
@@ -105,8 +108,10 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 
-def folded(conv_bias: Tensor | None, bn: nn.Module) -> tuple[Tensor, Tensor]:
+def folded(conv_bias: Tensor | None, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Scale and bias (K,) that bn(conv + conv_bias) applies to conv; differentiable to the parameters of both."""
+    assert bn.running_mean is not None  # it `is_frozen`
+    assert bn.running_var is not None
     dtype = sum_dtype(bn.running_var)
     scale = torch.rsqrt(bn.running_var.to(dtype) + bn.eps)
     if bn.weight is not None:

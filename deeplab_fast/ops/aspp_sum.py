@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -67,17 +68,17 @@ def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], r
     return [weight.new_empty(weight.shape) for weight in weights]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weights, bias, ctx.rates = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, *weights)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
     x, *weights = ctx.saved_tensors
     need_x, need_weights, need_bias, *_ = ctx.needs_input_grad
     to_x = OPS["aspp_sum_backward_x"](grad, weights, ctx.rates) if need_x else None
-    to_weights = [None] * len(weights)
+    to_weights: list[Tensor | None] = [None] * len(weights)
     if any(need_weights):
         to_weights = OPS["aspp_sum_backward_weights"](grad, x, weights, ctx.rates)
     to_bias = grad.sum((0, 2, 3), dtype=sum_dtype(grad)).to(ctx.bias_dtype) if need_bias else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -113,13 +114,13 @@ def _backward_conv_fake(
     return [*result, weight.new_empty(weight.shape)] if need_weight else result
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.relu = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, weight, scale, output if ctx.relu else None)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, scale, out = ctx.saved_tensors
     need_x, need_weight, need_bias, need_scale, need_residual, *_ = ctx.needs_input_grad
     sums = None
@@ -140,7 +141,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
             to_scale = (unscaled * weight).sum((1, 2, 3)).to(scale.dtype)
         if need_weight:
             to_weight = unscaled if scale is None else unscaled * scale.to(unscaled.dtype)[:, None, None, None]
-    to_bias = sums.to(ctx.bias_dtype) if need_bias else None
+    to_bias = sums.to(ctx.bias_dtype) if need_bias and sums is not None else None
     to_residual = grad if need_residual else None
     return to_x, to_weight, to_bias, to_scale, to_residual, None, None, None, None
 

@@ -6,6 +6,7 @@ The compiled kernels are internal ops, `X_cpu`, that fill a tensor given to them
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def aspp_sum_inference(*arguments: Any) -> Tensor:
 
 
 def _aspp_sum(
-    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int], keep_packed: bool
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int], *, keep_packed: bool
 ) -> Tensor:
     path = aspp_path(x)
     if path == REFERENCE:
@@ -117,7 +118,10 @@ def tap_sources(weights: Sequence[Tensor], rates: Sequence[int]) -> list[list[tu
 
 def _rows(weights: Sequence[Tensor], rates: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The weights as one matrix (C, taps · K), those of equal offset added."""
-    rows = [sum(weights[b][:, :, i, j].float() for b, i, j in sources) for sources in tap_sources(weights, rates)]
+    rows = [
+        reduce(torch.add, (weights[b][:, :, i, j].float() for b, i, j in sources))
+        for sources in tap_sources(weights, rates)
+    ]
     return torch.cat(rows).to(dtype).t().contiguous()
 
 
@@ -161,6 +165,7 @@ def _atrous_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     relu: bool,
+    *,
     keep_packed: bool,
 ) -> Tensor:
     path = REFERENCE if x.numel() == 0 else atrous_path(x, weight, stride, padding, dilation)
@@ -249,7 +254,9 @@ def _atrous_backward_x(
     geometry = (stride, padding, dilation)
     if not every_window_meets(x, weight, *geometry):
         return convolution.conv2d_backward_x(grad.float(), x, scaled.float(), *geometry)
-    return onednn.convolution_backward(grad.to(dtype), x.to(dtype), scaled.to(dtype), *geometry, True, False)[0]
+    to_x, _ = onednn.convolution_backward(grad.to(dtype), x.to(dtype), scaled.to(dtype), *geometry, True, False)
+    assert to_x is not None
+    return to_x
 
 
 def _atrous_backward_weight(
@@ -262,14 +269,16 @@ def _atrous_backward_weight(
     path: str,
 ) -> Tensor:
     if path == TAPS:
-        to_weight = torch.empty(weight.shape, dtype=torch.float32)
-        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), list(dilation), [to_weight])
-        return to_weight
+        sums = torch.empty(weight.shape, dtype=torch.float32)
+        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), list(dilation), [sums])
+        return sums
     dtype = grad.dtype if path in (GEMM, ONEDNN) else torch.float32
     arguments = (grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, dilation)
     if path in (GEMM, GEMM_FLOAT):
         return convolution.conv2d_backward_weight(*arguments)
-    return onednn.convolution_backward(*arguments, False, True)[1]
+    _, to_weight = onednn.convolution_backward(*arguments, False, True)
+    assert to_weight is not None
+    return to_weight
 
 
 def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:

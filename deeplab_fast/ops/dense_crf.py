@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -117,26 +118,40 @@ def _reference_backward(
     return [gradient.contiguous() for gradient in gradients]
 
 
-def _history_fake(unary, features, compat, iterations, normalization) -> tuple[Tensor, Tensor]:
+def _history_fake(
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compat: Sequence[Tensor],
+    iterations: int,
+    normalization: Sequence[int],
+) -> tuple[Tensor, Tensor]:
     shape = (iterations, unary.shape[0], math.prod(unary.shape[2:]), unary.shape[1])
     return unary.new_empty(unary.shape), unary.new_empty(shape, dtype=sum_dtype(unary))
 
 
 def _backward_fake(
-    grad, unary, features, compat, iterations, normalization, history, need_features, need_compat
+    grad: Tensor,
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compat: Sequence[Tensor],
+    iterations: int,
+    normalization: Sequence[int],
+    history: Tensor | None,
+    need_features: bool,
+    need_compat: bool,
 ) -> list[Tensor]:
     sums = [*(features if need_features else ()), *(compat if need_compat else ())]
     return [unary.new_empty(unary.shape), *(empty_sums(tensor) for tensor in sums)]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     unary, features, compat, ctx.iterations, ctx.normalization, *_ = inputs
     history = output[1] if isinstance(output, tuple) else None
     ctx.kernels = len(features)
     ctx.save_for_backward(unary, history, *features, *compat)
 
 
-def _backward(ctx, grad: Tensor, _history_grad: Tensor | None = None) -> tuple:
+def _backward(ctx: Any, grad: Tensor, _history_grad: Tensor | None = None) -> tuple:
     unary, history, *rest = ctx.saved_tensors
     features, compat = rest[: ctx.kernels], rest[ctx.kernels :]
     need_features, need_compat = any(ctx.needs_input_grad[1]), any(ctx.needs_input_grad[2])
@@ -147,13 +162,13 @@ def _backward(ctx, grad: Tensor, _history_grad: Tensor | None = None) -> tuple:
     to_features = others[: ctx.kernels] if need_features else none
     to_compat = others[-ctx.kernels :] if need_compat else none
     # torch takes an empty list, as that of normalizations is without kernels, for one of tensors.
-    to_normalization = None if ctx.normalization else []
+    to_normalization: list[None] | None = None if ctx.normalization else []
     gradients = (to_unary, to_features, to_compat, None, to_normalization)
     # As many as arguments were given: torch counts no argument left at its default here.
     return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
 
 
-_autograd = {"setup_context": _setup_context, "backward": _backward}
+_autograd: dict[str, Any] = {"setup_context": _setup_context, "backward": _backward}
 _kernel = compiled(
     "dense_crf_kernel",
     _reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,16 +118,16 @@ class _Filter(torch.autograd.Function):
     """Filtering is linear, and its gradient is filtering with the blur's axes in reverse."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+    def forward(ctx: Any, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
         ctx.lattice, ctx.reverse = lattice, reverse
         return lattice._filter(values, reverse)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(grad, ctx.lattice, not ctx.reverse), None, None
 
 
-def _build(features: Tensor):
+def _build(features: Tensor) -> Any:
     """The lattice of features (D, P): a compiled one for what the compiled core takes, else the reference's."""
     compiled = _compiled() if features.device.type == "cpu" else None
     if compiled is None or features.dtype == torch.float64:
@@ -135,7 +136,7 @@ def _build(features: Tensor):
     return compiled.Lattice(features.float().contiguous().numpy())
 
 
-def _filter_image(lattice, values: Tensor, reverse: bool) -> Tensor:
+def _filter_image(lattice: Any, values: Tensor, reverse: bool) -> Tensor:
     """Values (C, P), float32 or float64."""
     if isinstance(lattice, reference.Lattice) or values.dtype == torch.float64:
         return _as_reference(lattice).filter(values, reverse)
@@ -143,7 +144,7 @@ def _filter_image(lattice, values: Tensor, reverse: bool) -> Tensor:
     return torch.from_numpy(lattice.filter(values.contiguous().numpy(), reverse))
 
 
-def _as_reference(lattice) -> reference.Lattice:
+def _as_reference(lattice: Any) -> reference.Lattice:
     if isinstance(lattice, reference.Lattice):
         return lattice
     vertices, neighbours, keys = (

@@ -125,7 +125,8 @@ def convolution_backward(
         canonical(grad, memory_format), x, weight, None, stride, padding, dilation, False, [0, 0], 1,
         [need_x, need_weight, False],
     )  # fmt: skip
-    return tuple(None if gradient is None else gradient[:, :channels] for gradient in (to_x, to_weight))
+    to_x, to_weight = (None if gradient is None else gradient[:, :channels] for gradient in (to_x, to_weight))
+    return to_x, to_weight
 
 
 def _with_two_channels(maps: Tensor) -> Tensor:

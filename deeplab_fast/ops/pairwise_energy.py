@@ -7,6 +7,7 @@ brings: the filtering for the gradient is done together with that for the energy
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def _fake(values: Tensor, features: Tensor, inside: Tensor | None, factor: float
     return values.new_empty(values.shape[:1], dtype=dtype), values.new_empty(shape, dtype=dtype)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     values, features, inside, ctx.factor = inputs
     ctx.size, ctx.dtype = list(values.shape[2:]), values.dtype
     ctx.set_materialize_grads(False)
@@ -71,7 +72,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1], features, inside, values if needs_features else None)
 
 
-def _backward(ctx, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     gradient, features, inside, values = ctx.saved_tensors
     to_values = to_features = None
     if grad is None:

@@ -86,12 +86,12 @@ def _reference_backward(grad: Tensor, values: Tensor, features: Tensor, reverse:
     return reference.permutohedral_filter_backward_features(grad, values, features, reverse).contiguous()
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     values, features, ctx.reverse = inputs
     ctx.save_for_backward(values if ctx.needs_input_grad[1] else None, features)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     values, features = ctx.saved_tensors
     to_values = to_features = None
     if ctx.needs_input_grad[0]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -110,13 +112,13 @@ def _softmax_backward_compiled(grad: Tensor, out: Tensor, height: int, width: in
     return to_logits
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, _, _ = inputs
     ctx.size = logits.shape[2:]
     ctx.save_for_backward(output)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (out,) = ctx.saved_tensors
     return OPS["upsample_softmax_backward"](grad, out, *ctx.size), None, None
 

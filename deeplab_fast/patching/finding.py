@@ -12,6 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -103,26 +104,29 @@ class Finder:
     # --- Sums of convolutions --------------------------------------------------------------------------------------
 
     def _find_sum(self, root: fx.Node) -> None:
-        additions, addends = [], []
+        additions: list[fx.Node] = []
+        addends: list[fx.Node] = []
         self._flatten(root, additions, addends)
         branches: dict[fx.Node, list[fx.Node]] = {}
         for node in addends:
             if isinstance(self._child(node), nn.Conv2d) and len(node.users) == 1 and len(node.args) == 1:
-                branches.setdefault(node.args[0], []).append(node)
+                branches.setdefault(_input_of(node), []).append(node)
         for x, convs in branches.items():
-            if len(convs) < 2 or all(max(self._child(conv).dilation) == 1 for conv in convs):
+            children = [self._convolution(conv) for conv in convs]
+            if len(convs) < 2 or all(max(child.dilation) == 1 for child in children):
                 continue
             self.seen.update(additions, convs)
-            what = f"sum of {len(convs)} convolutions: {' + '.join(conv.target for conv in convs)}"
-            whys = [why for conv in convs if (why := self._why_not_a_branch(conv, self._child(convs[0])))]
+            paths = [_path(conv) for conv in convs]
+            what = f"sum of {len(convs)} convolutions: {' + '.join(paths)}"
+            whys = [why for conv in convs if (why := self._why_not_a_branch(conv, children[0]))]
             rest = [node for node in addends if node not in convs]
             if not whys and self._changes_in_place(additions, rest):
                 whys = ["the sum is written over one of its addends"]
             if whys:
                 self.found.left_alone.append((what, "; ".join(whys)))
                 continue
-            site = Site(self._in_order([*convs, *additions]), x, [conv.target for conv in convs], rest=rest)
-            site.called = {conv.target: "branch" for conv in convs}
+            site = Site(self._in_order([*convs, *additions]), x, paths, rest=rest)
+            site.called = dict.fromkeys(paths, "branch")
             self.found.sites.append(site)
             return  # what else there is in this sum is added as it is
 
@@ -136,20 +140,22 @@ class Finder:
             else:
                 addends.append(operand)
         if node.target in _SUMS:
-            additions.append(node.args[0])  # the stack
+            additions.append(_input_of(node))  # the stack
 
-    def _operands(self, node: object) -> list:
+    def _operands(self, node: object) -> list[Any]:
         """What `node` is the sum of: nodes, or the number 0; nothing if it is no sum."""
         if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
             return []
-        operands: list = []
+        operands: list[Any] = []
         if node.target in _ADDITIONS and len(node.args) == 2 and not node.kwargs:
             operands = list(node.args)
         elif node.target in _SUMS and [*node.args[1:], *node.kwargs.items()] in ([0], [("dim", 0)], [("axis", 0)]):
             stack = node.args[0]
-            stacked = isinstance(stack, fx.Node) and stack.target in _STACKS and len(stack.users) == 1
-            if stacked and [*stack.args[1:], *stack.kwargs.items()] in ([], [0], [("dim", 0)]):
-                operands = list(stack.args[0])
+            if isinstance(stack, fx.Node) and stack.target in _STACKS and len(stack.users) == 1:
+                stacked = stack.args[0] if stack.args else None
+                along_first = [*stack.args[1:], *stack.kwargs.items()] in ([], [0], [("dim", 0)])
+                if isinstance(stacked, list | tuple) and along_first:  # else it is of what one node gives, as unbind
+                    operands = list(stacked)
         fine = all(isinstance(one, fx.Node) or (type(one) is int and one == 0) for one in operands)
         return operands if fine and len({one for one in operands if isinstance(one, fx.Node)}) > 0 else []
 
@@ -157,7 +163,7 @@ class Finder:
         return any(node.target in _IN_PLACE and node.args[0] in rest for node in additions)
 
     def _why_not_a_branch(self, node: fx.Node, first: nn.Conv2d) -> str:
-        conv = self._child(node)
+        conv = self._convolution(node)
         if why := self._why_not(node, fusing.CONVOLUTIONS):
             return why
         if not fusing.is_branch(conv):
@@ -188,7 +194,7 @@ class Finder:
             return
         site.nodes = self._in_order(site.nodes)
         self.seen.update(site.nodes)
-        modules = [*inside, *(one.target for one in site.nodes if one.op == "call_module")]
+        modules = [*inside, *(_path(one) for one in site.nodes if one.op == "call_module")]
         whys = [why for path in modules if (why := self._why_not_called(path, site.called))]
         if whys:
             self.found.left_alone.append((str(site), "; ".join(dict.fromkeys(whys))))
@@ -201,7 +207,7 @@ class Finder:
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return None
         if isinstance(child, nn.Conv2d):
-            return Site([node], node.args[0], [node.target], called={node.target: "conv"}), []
+            return Site([node], node.args[0], [_path(node)], called={_path(node): "conv"}), []
         if not isinstance(child, nn.Sequential) or type(child).forward is not nn.Sequential.forward:
             return None
         names = list(child._modules)
@@ -210,8 +216,8 @@ class Finder:
         if fusing.has_hooks(child) or (len(names) == 2 and not _is_batch_norm(child[1])):
             return None
         paths = [f"{node.target}.{name}" for name in names]
-        site = Site([node], node.args[0], paths[:1], *paths[1:])
-        site.called = {node.target: f"chain {len(names)}", **dict(zip(paths, ("conv", "bn"), strict=False))}
+        site = Site([node], node.args[0], paths[:1], bn=paths[1] if len(paths) > 1 else None)
+        site.called = {_path(node): f"chain {len(names)}", **dict(zip(paths, ("conv", "bn"), strict=False))}
         return site, paths
 
     def _extends(self, site: Site, last: fx.Node, user: fx.Node) -> bool:
@@ -221,12 +227,12 @@ class Finder:
             if user.args != (last,) or user.kwargs:
                 return False
             if _is_batch_norm(child) and site.bn is None and site.residual is None:
-                site.bn = user.target
-                site.called[user.target] = "bn"
+                site.bn = _path(user)
+                site.called[site.bn] = "bn"
                 return True
-            if fusing.is_plain(child, (nn.ReLU,)):
+            if child is not None and fusing.is_plain(child, (nn.ReLU,)):
                 site.relu = True
-                site.called[user.target] = "relu"
+                site.called[_path(user)] = "relu"
                 return True
             return False
         if user.target in _RELUS and user.args[:1] == (last,):
@@ -248,11 +254,11 @@ class Finder:
     def _find_concatenation(self, node: fx.Node) -> None:
         if node.target not in _CATS or not node.args or not isinstance(node.args[0], list | tuple):
             return
-        by_input: dict[fx.Node, set] = {}
+        by_input: dict[Any, set[tuple[int, ...]]] = {}
         for operand in node.args[0]:
-            rates = set()
+            rates: set[tuple[int, ...]] = set()
             while isinstance(operand, fx.Node) and operand.op == "call_module" and len(operand.args) == 1:
-                parts = self._child(operand).modules()
+                parts = self.children[_path(operand)].modules()
                 rates |= {part.dilation for part in parts if isinstance(part, nn.Conv2d)}
                 operand = operand.args[0]
             if rates:
@@ -270,8 +276,11 @@ class Finder:
     # --- Modules ---------------------------------------------------------------------------------------------------
 
     def _child(self, node: object) -> nn.Module | None:
-        is_call = isinstance(node, fx.Node) and node.op == "call_module"
-        return self.children[node.target] if is_call else None
+        return self.children[_path(node)] if isinstance(node, fx.Node) and node.op == "call_module" else None
+
+    def _convolution(self, node: fx.Node) -> nn.Conv2d:
+        """The one that `node` calls."""
+        return cast(nn.Conv2d, self._child(node))
 
     def _why_not_called(self, path: str, roles: dict[str, str]) -> str:
         """Why the module at `path` must be called, "" if it need not be."""
@@ -284,8 +293,8 @@ class Finder:
             return f"{path} keeps no running statistics" if child.running_mean is None else ""
         return ""
 
-    def _why_not(self, node: fx.Node | str, types: tuple[type, ...]) -> str:
-        path = node if isinstance(node, str) else node.target
+    def _why_not(self, node: fx.Node | str, types: tuple[type[nn.Module], ...]) -> str:
+        path = node if isinstance(node, str) else _path(node)
         child = self.children[path]
         if nn.utils.parametrize.is_parametrized(child):
             names = {type(one).__name__.strip("_") for many in child.parametrizations.values() for one in many}
@@ -308,6 +317,16 @@ class Finder:
 
     def _in_order(self, nodes: list[fx.Node]) -> list[fx.Node]:
         return sorted(set(nodes), key=self.order.__getitem__)
+
+
+def _path(node: fx.Node) -> str:
+    """Of the module that `node` calls."""
+    return cast(str, node.target)
+
+
+def _input_of(node: fx.Node) -> fx.Node:
+    """Its first argument, a node too."""
+    return cast(fx.Node, node.args[0])
 
 
 def _named(kind: str, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -52,7 +52,9 @@ def patch(model: nn.Module, example: Tensor | Sequence[Any] | None = None) -> Re
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
     shapes = {} if example is None else _input_shapes(model, example)
-    report, shared, passed_over, known = Report(remark=_why_slow(model)), shared_in(model), set(), set()
+    report, shared = Report(remark=_why_slow(model)), shared_in(model)
+    passed_over: set[int] = set()
+    known: set[str] = set()
     for path, module in list(model.named_modules()):
         if (program := program_of(module)) is not None:
             report.entries += [_entry(ALREADY_PATCHED, path, module, site) for site in program.sites]
@@ -152,7 +154,7 @@ def _own_convolutions(module: nn.Module) -> list[str]:
 def _guessed_shapes(module: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> list[tuple[int, ...]]:
     """Shapes that the module may take: small ones first, for speed, but not so small that rates reach beyond them."""
     channels = _channels_into(module, graph)
-    convs = [module.get_submodule(path) for site in sites for path in site.convs]
+    convs = [cast(nn.Conv2d, module.get_submodule(path)) for site in sites for path in site.convs]
     reach = max(conv.dilation[axis] * (conv.kernel_size[axis] // 2) for conv in convs for axis in (0, 1))
     sizes = [(reach + 4, reach + 3), (reach + 9, reach + 8), (64, 32), (256, 224)]
     batch = 2 if reach < 8 else 1
@@ -174,9 +176,9 @@ def _input_shapes(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str
     """path -> shape of the input that each module gets when the model gets `example`."""
     if not isinstance(example, Tensor | list | tuple):
         raise TypeError(f"example: is a {type(example).__name__}, should be a tensor or a sequence of arguments")
-    arguments = (example,) if isinstance(example, Tensor) else tuple(example)
+    given = (example,) if isinstance(example, Tensor) else tuple(example)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    arguments = [one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in arguments]
+    arguments = [one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in given]
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(path: str, inputs: tuple) -> None:

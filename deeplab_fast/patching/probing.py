@@ -10,6 +10,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -94,6 +95,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
+_Result = TypeVar("_Result")
+
+
 class _Differs(Exception):
     """The two are not alike, or it cannot be told; the text says how."""
 
@@ -122,8 +126,9 @@ def _compare_outputs(
     for module in (original, fused):
         _set_mode(module, EVALUATION)
         with torch.no_grad(), torch.autocast(like.device.type, dtype=autocast, enabled=autocast is not None):
-            results.append(_run(lambda module=module: pytree.tree_leaves(module.forward(x)), where))
-    _check_alike(*results, f"output in {where}", TOLERANCE[autocast or like.dtype])
+            results.append(_run(module, lambda one: pytree.tree_leaves(one.forward(x)), where))
+    expected, result = results
+    _check_alike(expected, result, f"output in {where}", TOLERANCE[autocast or like.dtype])
 
 
 def _compare_gradients(original: nn.Module, fused: nn.Module, shape: tuple[int, ...]) -> None:
@@ -133,7 +138,7 @@ def _compare_gradients(original: nn.Module, fused: nn.Module, shape: tuple[int, 
         results = []
         for module in (original, fused):
             _set_mode(module, mode)
-            results.append(_run(lambda module=module: _outputs_and_gradients(module, _random(shape, like)), mode))
+            results.append(_run(module, lambda one: _outputs_and_gradients(one, _random(shape, like)), mode))
         for what, expected in results[0].items():
             _check_alike(expected, results[1][what], f"{what} in {mode}", TOLERANCE[like.dtype])
 
@@ -155,10 +160,10 @@ def _outputs_and_gradients(module: nn.Module, x: Tensor) -> dict[str, list]:
     return {"output": outputs, "gradient": gradients, "buffers": list(module.buffers())}
 
 
-def _run(function: Callable, where: str):
+def _run(module: nn.Module, function: Callable[[nn.Module], _Result], where: str) -> _Result:
     torch.manual_seed(0)  # the same dropout in both
     try:
-        return function()
+        return function(module)
     except Exception as error:
         raise _Differs(f"probing failed in {where} ({str(error).strip().split(chr(10))[0]})") from error
 

@@ -60,7 +60,7 @@ class Program:
     def __deepcopy__(self, memo: dict) -> Program:
         return self  # it never changes
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         names = {
             name: _Import(value.__name__) if isinstance(value, ModuleType) else value
             for name, value in self.names.items()
@@ -127,30 +127,35 @@ def _program_from_pickle(source: str, names: dict, called: list, sites: Sequence
 
 
 @functools.cache
-def _fused_class(cls: type) -> type:
+def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The subclass of `cls` that runs the program of its instance."""
 
     @functools.wraps(cls.forward)
-    def forward(self, *args, **kwargs):
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         program = vars(self)[_ATTRIBUTE]
         if len(args) == 1 and not kwargs and program.applies(self, args[0]):
             return program.function(self, args[0])
         return cls.forward(self, *args, **kwargs)
 
-    def __reduce_ex__(self, protocol):  # pickles find `cls` by its name, not this class
-        function, arguments, *state = cls.__reduce_ex__(self, protocol)
+    def __reduce_ex__(
+        self: nn.Module, protocol: int
+    ) -> tuple[Any, ...]:  # pickles find `cls` by its name, not this class
+        reduced: Any = cls.__reduce_ex__(self, protocol)
+        function, arguments, *state = reduced
         arguments = tuple(cls if one is fused else one for one in arguments)
         return _instance_from_pickle, (cls, function, *arguments), *state
 
-    members = {"forward": forward, "__reduce_ex__": __reduce_ex__, "_deeplab_fast_class": cls}
+    members: dict[str, Any] = {"forward": forward, "__reduce_ex__": __reduce_ex__, "_deeplab_fast_class": cls}
     for name in ("__module__", "__qualname__", "__doc__"):
         members[name] = getattr(cls, name)
-    return (fused := type(cls)(cls.__name__, (cls,), members))
+    metaclass: Any = type(cls)
+    return (fused := metaclass(cls.__name__, (cls,), members))
 
 
-def _instance_from_pickle(cls: type, function: Any, *arguments: Any) -> nn.Module:
+def _instance_from_pickle(cls: type[nn.Module], function: Any, *arguments: Any) -> nn.Module:
     module = function(*arguments)
-    module.__class__ = _fused_class(cls)
+    # mypy takes the hash of a module for that of its class.
+    module.__class__ = _fused_class(cls)  # type: ignore[arg-type]
     return module
 
 
@@ -161,11 +166,12 @@ def program_of(module: nn.Module) -> Program | None:
 
 def fuse(module: nn.Module, program: Program) -> None:
     """Let `module` run `program` from now on, where it applies."""
-    module.__class__ = _fused_class(type(module))
+    module.__class__ = _fused_class(type(module))  # type: ignore[arg-type]  # as above
     setattr(module, _ATTRIBUTE, program)
 
 
 def unfuse(module: nn.Module) -> None:
     """Undo `fuse`."""
-    module.__class__ = type(module)._deeplab_fast_class
+    fused: Any = type(module)
+    module.__class__ = fused._deeplab_fast_class
     delattr(module, _ATTRIBUTE)

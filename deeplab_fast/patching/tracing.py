@@ -6,6 +6,8 @@ import copy
 import inspect
 import operator
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,8 +21,8 @@ class _Proxy(fx.Proxy):
     """A proxy that keeps `+=` apart from `+`, which decides about dtypes, and about what else sees the sum."""
 
 
-def _in_place_operator(name: str):
-    def operate(self, other):
+def _in_place_operator(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
 
     return operate
@@ -107,7 +109,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _check_inputs(cls: type) -> None:
+def _check_inputs(cls: type[nn.Module]) -> None:
     _, *parameters = inspect.signature(cls.forward).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -116,10 +118,10 @@ def _check_inputs(cls: type) -> None:
         raise Untraceable(f"its forward does not take one input, but ({names})")
 
 
-def _with_one_input(cls: type) -> type:
+def _with_one_input(cls: type[nn.Module]) -> type[nn.Module]:
     """`cls` with a forward that leaves all other arguments at their defaults."""
 
-    def forward(self, x):
+    def forward(self: nn.Module, x: Any) -> Any:
         return cls.forward(self, x)
 
     return type(cls.__name__, (cls,), {"forward": forward})

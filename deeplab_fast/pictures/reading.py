@@ -120,4 +120,4 @@ def read_grey(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
         raise ValueError(f"picture {path}: mode is {picture.mode}, should be grey, of 8 or 16 bits")
     largest = {"1": 1, "L": 255}.get(picture.mode, 65535)
-    return np.array(picture).astype(np.float32) / largest
+    return np.array(picture).astype(np.float32) / np.float32(largest)

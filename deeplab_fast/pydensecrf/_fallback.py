@@ -213,10 +213,24 @@ class DenseCRF:
         features = self._checked("features", features, (len(features), self.points))
         self._pairwise.append(_Pairwise(features, compat, normalization))
 
-    def add_gaussian(self, width, height, sx, sy, compat, normalization) -> None:
+    def add_gaussian(
+        self, width: int, height: int, sx: float, sy: float, compat: np.ndarray, normalization: int
+    ) -> None:
         self.add_pairwise(np.stack(_grid(width, height, sx, sy)), compat, normalization)
 
-    def add_bilateral(self, width, height, sx, sy, sr, sg, sb, image, compat, normalization) -> None:
+    def add_bilateral(
+        self,
+        width: int,
+        height: int,
+        sx: float,
+        sy: float,
+        sr: float,
+        sg: float,
+        sb: float,
+        image: np.ndarray,
+        compat: np.ndarray,
+        normalization: int,
+    ) -> None:
         colours = [image[..., c].ravel() / np.float32(s) for c, s in enumerate((sr, sg, sb))]
         self.add_pairwise(np.stack([*_grid(width, height, sx, sy), *colours]), compat, normalization)
 

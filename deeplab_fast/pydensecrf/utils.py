@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from numbers import Number
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -109,7 +110,8 @@ def create_pairwise_bilateral(
     channels = img[np.newaxis] if chdim == -1 else np.moveaxis(img, chdim, 0)
     channels = channels.astype(np.float32)
     grid = channels.shape[1:]
-    per_channel = [schan] * len(channels) if isinstance(schan, Number) else schan
+    # No number is a `Number` to type checkers.
+    per_channel = cast("Sequence[float]", [schan] * len(channels) if isinstance(schan, Number) else schan)
     if len(per_channel) > len(channels):
         raise ValueError(f"schan must have at most {len(channels)} values, one a channel, got {len(per_channel)}")
     if len(sdims) > len(grid):

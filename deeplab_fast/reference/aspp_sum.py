@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from deeplab_fast._arguments import sum_dtype
@@ -11,17 +13,20 @@ from deeplab_fast._conv_arguments import check_aspp_arguments
 from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
 
 
-def aspp_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, rates: Sequence[int] = (6, 12, 18, 24)):
+def aspp_sum(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, rates: Sequence[int] = (6, 12, 18, 24)
+) -> Tensor:
     """Sum over branches b of conv2d(x, weights[b], dilation=rates[b]) with "same" padding, + bias (Chen, figure 7).
 
     x (N, C, H, W), weights[b] (K, C, kh, kw) with odd kh and kw, bias (K,) -> (N, K, H, W)
     """
     check_aspp_arguments(x, weights, bias, rates)
     dtype = sum_dtype(x)
-    total = sum(
+    branches = (
         conv2d(x.to(dtype), weight.to(dtype), *same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
     )
+    total = reduce(torch.add, branches)
     if bias is not None:
         total = total + bias.to(dtype)[:, None, None]
     return total.to(x.dtype)
@@ -31,10 +36,11 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
     """Gradient of `aspp_sum` to x, from that to its result: grad (N, K, H, W) -> (N, C, H, W)."""
     dtype = sum_dtype(grad)
     x = grad[:, :1].expand(-1, weights[0].shape[1], -1, -1)  # for its shape
-    return sum(
+    branches = (
         conv2d_backward_x(grad.to(dtype), x, weight.to(dtype), *same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
-    ).to(grad.dtype)
+    )
+    return reduce(torch.add, branches).to(grad.dtype)
 
 
 def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:

@@ -228,9 +228,10 @@ def _image_backward(grad: Tensor, beliefs: Iterator[Tensor], kernels: Sequence[_
     while True:
         energy_grad = -Q * (grad - (grad * Q).sum(dim=1, keepdim=True))  # of Q = softmax(-energy)
         unary_grad = unary_grad + energy_grad
-        Q = next(beliefs, None)
-        if Q is None:
+        previous = next(beliefs, None)
+        if previous is None:
             return unary_grad
+        Q = previous
         grad = torch.zeros_like(grad)
         for kernel in kernels:
             grad = grad + kernel.step(energy_grad, Q)

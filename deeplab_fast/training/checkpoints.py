@@ -32,7 +32,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def _reason(error: BaseException) -> BaseException:
     """torch turns a full disk into a RuntimeError about its own writer."""
-    cause = error
+    cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
             return cause

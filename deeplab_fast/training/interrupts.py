@@ -15,7 +15,7 @@ class TrainingTerminated(SystemExit):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.code = 128 + signal.SIGTERM
+        self.code: int = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager

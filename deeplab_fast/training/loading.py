@@ -24,7 +24,7 @@ class _Carrying(Dataset):
 
 def _collate(items: Sequence[data.Crop | Exception]) -> data.Batch | Exception:
     failed = [item for item in items if isinstance(item, Exception)]
-    return failed[0] if failed else data.collate(items)
+    return failed[0] if failed else data.collate([item for item in items if not isinstance(item, Exception)])
 
 
 def batches(

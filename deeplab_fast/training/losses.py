@@ -67,6 +67,8 @@ class CRFRegularisation(nn.Module):
         mean_bgr: that was subtracted.
     """
 
+    mean: Tensor
+
     def __init__(self, config: CRFLossConfig, mean_bgr: Sequence[float] = MEAN_BGR):
         super().__init__()
         self.loss = DenseCRFLoss(**config.model_dump())

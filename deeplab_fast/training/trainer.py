@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -109,7 +109,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.dataset = self._dataset(config.data.train)
         self.validation = self._dataset(config.data.val) if self.recipe.evaluate_every else None
-        self.step, self.evaluated, self.best, self.mean_iou = 0, 0, -math.inf, None
+        self.step, self.evaluated, self.best = 0, 0, -math.inf
+        self.mean_iou: float | None = None
         self._asked: Asked = lambda: None
         self._agreed: signal.Signals | None = None
         state = self._checkpoint(resume)
@@ -120,7 +121,8 @@ class Trainer:
         first = config.model if state is None else config.model.model_copy(update={"weights": None})
         self.model, notes = make_model(first, self.dataset.num_classes)
         self.notes += notes
-        self.model.to(device, memory_format=torch.channels_last)
+        # torch's types lack its argument memory_format.
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group.world > 1 and device.type == "cuda":
             synchronise_batch_norm(self.model)
         self.optimizer = torch.optim.SGD(
@@ -214,7 +216,7 @@ class Trainer:
         if self.group.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(network, device_ids=ids)
-        return torch.compile(network) if self.recipe.compile else network
+        return cast(nn.Module, torch.compile(network)) if self.recipe.compile else network
 
     def _batches(self) -> Iterator[data.Batch]:
         return batches(
@@ -284,7 +286,7 @@ class Trainer:
     @property
     def lr(self) -> float:
         """The trunk's learning rate, for the next step."""
-        return self.scheduler.get_last_lr()[0]
+        return float(self.scheduler.get_last_lr()[0])
 
     def _step(self, batch_iterator: Iterator[data.Batch]) -> float:
         """One step of the optimizer; the loss, over all processes."""
@@ -326,7 +328,8 @@ class Trainer:
         return TrainingTerminated(text) if self._agreed == signal.SIGTERM else KeyboardInterrupt(text)
 
     def _ddp(self) -> DistributedDataParallel:
-        return getattr(self.network, "_orig_mod", self.network)
+        """The network, in DistributedDataParallel as it is with several processes; without what compiled it."""
+        return cast(DistributedDataParallel, getattr(self.network, "_orig_mod", self.network))
 
     def _loss(self, batch: data.Batch) -> Tensor:
         x = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -353,6 +356,7 @@ class Trainer:
 
     def _evaluation(self) -> evaluation.EvaluationResult:
         """Of all processes together; a signal ends it, and it is made when the training is resumed."""
+        assert self.validation is not None  # as training.evaluate_every says
         share_buffers(self.model, self.group)
         predictor = evaluation.Predictor(self.model, self.dataset.num_classes, device=self.device, autocast=self.dtype)
         with self.display.bar("evaluation", len(self.validation)) as bar:

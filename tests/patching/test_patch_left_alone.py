@@ -267,6 +267,20 @@ def test_a_sum_written_over_its_input_is_left_alone():
     assert [entry.why for entry in report.left_alone] == ["the sum is written over one of its addends"]
 
 
+@pytest.mark.parametrize("as_method", [True, False])
+def test_a_stack_of_what_one_operation_gives_is_no_sum_of_convolutions(as_method: bool):
+    class OfUnbound(SumOfNamed):
+        def forward(self, x: Tensor) -> Tensor:
+            stack = torch.stack((self.c0(x) + self.c1(x)).unbind(0))
+            return stack.sum(0) if as_method else torch.sum(stack, dim=0)
+
+    model = OfUnbound(3, 3).eval()
+    x = centred(1, 2, 3, 9, 9)
+    expected = model(x)
+    assert [entry.what for entry in deeplab_fast.patch(model).replaced] == ["sum of 2 convolutions: c0 + c1"]
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_a_sum_with_more_in_it():
     class WithSkip(SumOfNamed):
         def forward(self, x: Tensor) -> Tensor:

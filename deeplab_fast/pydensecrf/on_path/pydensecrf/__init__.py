@@ -16,6 +16,8 @@ def _import_package() -> None:
     spec = importlib.util.spec_from_file_location(
         "deeplab_fast", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules["deeplab_fast"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
