@@ -1,5 +1,6 @@
 """How the folders depend on each other: arrows lead downwards only, and there is no circle."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -62,3 +63,44 @@ def test_callers_of_the_lattice_geometry_are_compiled_without_contraction():
     assert re.search(r"isa_geometry_\$\{name\} PRIVATE [^)]*-ffp-contract=off", cmake)
     listed = {name for names in exact for name in names.split()}
     assert [str(path.relative_to(ROOT)) for path in callers if str(path.relative_to(ROOT)) not in listed] == []
+
+
+# --- the Python package ----------------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of deeplab_fast that a file imports, wherever in it: folders and modules at the top."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("deeplab_fast.")}
+    return found
+
+
+def test_no_two_parts_of_the_package_import_each_other():
+    package = ROOT / "deeplab_fast"
+    arrows: dict[str, set[str]] = {}
+    for path in [*package.rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+        part = "kernels" if path.parent.name == "kernels" else path.relative_to(package).with_suffix("").parts[0]
+        if part != "__init__":  # the package itself names its parts, and imports none before it is asked to
+            arrows.setdefault(part, set()).update(imported(path))
+    assert {"commands", "ops", "reference", "kernels"} <= set(arrows)
+
+    def reached(part: str) -> set[str]:
+        found, waiting = set(), [part]
+        while waiting:
+            new = (arrows.get(waiting.pop(), set()) & set(arrows)) - found
+            found |= new
+            waiting += new
+        return found
+
+    circles = [(a, b) for a in arrows for b in reached(a) if a < b and a in reached(b)]
+    assert circles == []
+    assert "commands" not in set().union(
+        *(below for part, below in arrows.items() if part not in ("commands", "__main__"))
+    )
