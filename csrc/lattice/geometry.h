@@ -4,7 +4,8 @@
 //
 // A vertex exists or it does not, so one different rounding here changes a result by a finite amount. Operations and
 // their order are those of Krähenbühl's code, and files that call locate_simplex, barycentric_weights or
-// weights_backward are compiled with -ffp-contract=off (nvcc: -fmad=false); tests/build/test_layers.py holds the build to it.
+// weights_backward are compiled with -ffp-contract=off (nvcc: -fmad=false); tests/build/test_layers.py holds the build
+// to it.
 #pragma once
 
 #if defined(__CUDACC__)

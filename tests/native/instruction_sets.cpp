@@ -1,5 +1,6 @@
 // The tables of kernels without their kernels: every set has an empty table of every kind, a made-up set included, and
-// the program prints what set each of the chosen tables is of. tests/build/test_instruction_sets.py compiles and runs it.
+// the program prints what set each of the chosen tables is of. tests/build/test_instruction_sets.py compiles and runs
+// it.
 #define DEEPLAB_FAST_FURTHER_SETS(SET, ...) SET(made_up, true, __VA_ARGS__)
 #include <cstdio>
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// The CUDA kernels of upsampling on the host, as a library for tests/upsample/test_upsample_host.py. Few and small blocks, so
-// that threads go around more than once.
+// The CUDA kernels of upsampling on the host, as a library for tests/upsample/test_upsample_host.py. Few and small
+// blocks, so that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.
 #include "upsample/upsample.cuh"
