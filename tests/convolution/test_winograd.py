@@ -19,6 +19,7 @@ from places import with_path
 from samples import LAYOUTS
 from torch import Tensor
 
+import deeplab_fast.ops  # noqa: F401  defines them
 from deeplab_fast import _native
 
 pytestmark = pytest.mark.skipif(not _native.load(), reason="the compiled library is not there")
