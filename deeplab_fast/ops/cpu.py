@@ -275,6 +275,8 @@ def _atrous_backward_weight(
     dtype = grad.dtype if path in (GEMM, ONEDNN) else torch.float32
     arguments = (grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, dilation)
     if path in (GEMM, GEMM_FLOAT):
+        if weight.shape[2] == weight.shape[3] == 1 and max(stride) == 1 and max(padding) == 0:
+            return (_pixels(arguments[0]).t() @ _pixels(arguments[1]))[:, :, None, None]
         return convolution.conv2d_backward_weight(*arguments)
     _, to_weight = onednn.convolution_backward(*arguments, False, True)
     assert to_weight is not None
