@@ -80,14 +80,14 @@ def unpatch(model: nn.Module) -> None:
 
 def _why_slow(model: nn.Module) -> str:
     """Why kernels of the fused ops are missing where the model is; a warning as well: probing would swallow it."""
-    kinds = {parameter.device.type for parameter in model.parameters()}
-    why = ""
-    if "cpu" in kinds and define.kernels_wanted() and not _native.load():
+    kinds = {parameter.device.type for parameter in model.parameters()} if define.kernels_wanted() else set()
+    if "cpu" in kinds and not _native.load():
         why = _native.why_missing("cpu")
-    elif "cuda" in kinds and define.kernels_wanted() and not cuda.has_triton():
+    elif "cuda" in kinds and not cuda.has_triton():
         why = cuda.WITHOUT_TRITON
-    if why:
-        _native.warn_once(why)
+    else:
+        return ""
+    _native.warn_once(why)
     return why
 
 

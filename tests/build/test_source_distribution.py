@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,5 +79,9 @@ def test_a_wheel_built_from_it_works(unpacked: Path, tmp_path: Path):
         "from deeplab_fast import _densecrf; assert importlib.util.find_spec('deeplab_fast.kernels');"
         "print(deeplab_fast.__file__, _densecrf.__file__)"
     )
-    places = python("-c", script, folder=tmp_path, PYTHONPATH=str(tmp_path / "installed")).split()
-    assert [Path(place).parent for place in places] == [tmp_path / "installed" / "deeplab_fast"] * 2
+    installed = tmp_path / "installed" / "deeplab_fast"
+    modules = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.suffix in (".py", ".pyi")}
+    own = [name for name in source_files() if re.match(r"(deeplab_fast|kernels)/.*\.pyi?$", name)]
+    assert modules == {name.removeprefix("deeplab_fast/") for name in own}, "setup.py finds the packages"
+    places = python("-c", script, folder=tmp_path, PYTHONPATH=str(installed.parent)).split()
+    assert [Path(place).parent for place in places] == [installed] * 2
