@@ -102,12 +102,13 @@ class Iterator {
       : unary_(unary),
         order_(order),
         parallel_(parallel),
-        lanes_(row_lanes(unary.groups())),
+        lanes_(label_lanes(unary.groups())),
         multiplicity_(lanes_, 0.0f),
         label_of_group_(unary.groups()),
         compat_(pairwise.size()),
         rows_(pairwise, lanes_, parallel) {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
+    for (const auto& one : pairwise) attractive_ &= one->kind == Compat::kPotts && one->compat[0] >= 0;
     for (int l = unary.labels - 1; l >= 0; --l) label_of_group_[unary.group_of_label[l]] = l;
     for (size_t k = 0; k < pairwise.size(); ++k)
       rows_.views.push_back(pairwise[k]->view(unary.groups(), lanes_, compat_[k]));
@@ -116,8 +117,9 @@ class Iterator {
   PixelPass make_pass() const {
     PixelPass pass{};
     pass.labels = unary_.groups(), pass.lanes = lanes_;
-    pass.negative_unary = unary_.negative.data();
-    pass.multiplicity = multiplicity_.data();
+    pass.negative_unary = unary_.negative.data(), pass.highest = unary_.highest.data();
+    pass.multiplicity = unary_.collapsed() ? multiplicity_.data() : nullptr;
+    pass.attractive = attractive_;
     pass.pairwise_count = static_cast<int32_t>(rows_.views.size());
     pass.normalize = true;
     pass.out_labels = unary_.labels;
@@ -130,12 +132,15 @@ class Iterator {
     rows_.prepare();
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
-      std::vector<float> padded(int64_t{VisitOrder::kTile} * lanes_);
-      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
-        for (int i = 0; i < tile->count; ++i)
-          for (int g = 0; g < unary_.groups(); ++g)
-            padded[i * lanes_ + g] = q[(tile->first + i) * unary_.labels + label_of_group_[g]];
-        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *tile, lanes_, padded.data(), view.next);
+      std::vector<float> padded(int64_t{VisitOrder::kMostInBlock} * lanes_);
+      for (const PointBlock* block = order_.begin(chunk); block < order_.end(chunk); ++block) {
+        block->each_line([&](int32_t place, int64_t point, int32_t count) {
+          for (int32_t i = 0; i < count; ++i)
+            for (int g = 0; g < unary_.groups(); ++g)
+              padded[(place + i) * lanes_ + g] = q[(point + i) * unary_.labels + label_of_group_[g]];
+        });
+        for (const PairwiseView& view : rows_.views)
+          row_kernels().splat(view, *block, lanes_, padded.data(), view.next);
       }
     });
   }
@@ -147,7 +152,7 @@ class Iterator {
       const FlushDenormals flush;
       Buffer<float> scratch(mean_field_kernels().pixel_pass_scratch(lanes_));
       PixelPass part = pass;
-      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk), part.scratch = scratch.data();
+      part.blocks = order_.begin(chunk), part.blocks_end = order_.end(chunk), part.scratch = scratch.data();
       mean_field_kernels().pixel_pass(part);
     });
   }
@@ -164,6 +169,7 @@ class Iterator {
   const VisitOrder& order_;
   Parallel& parallel_;
   int lanes_;
+  bool attractive_ = true;
   std::vector<float> multiplicity_;
   std::vector<int> label_of_group_;  // its first
   std::vector<std::vector<float>> compat_;
@@ -177,7 +183,7 @@ class BinaryIterator {
   BinaryIterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise,
                  const VisitOrder& order, Parallel& parallel)
       : order_(order), parallel_(parallel), score_(order.points), rows_(pairwise, 1, parallel) {
-    const int lanes = row_lanes(2);
+    const int lanes = label_lanes(2);
     constexpr int64_t kParts = 16;
     parallel_for(parallel, kParts, [&](int64_t part) {
       const Range range = part_of(order.points, kParts, part);
@@ -192,11 +198,12 @@ class BinaryIterator {
     rows_.prepare();
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
-      float difference[VisitOrder::kTile];
-      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) {
-        const float* from = q + 2 * tile->first;
-        for (int i = 0; i < tile->count; ++i) difference[i] = from[2 * i] - from[2 * i + 1];
-        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *tile, 1, difference, view.next);
+      float difference[VisitOrder::kMostInBlock];
+      for (const PointBlock* block = order_.begin(chunk); block < order_.end(chunk); ++block) {
+        block->each_line([&](int32_t place, int64_t point, int32_t count) {
+          for (int32_t i = 0; i < count; ++i) difference[place + i] = q[2 * (point + i)] - q[2 * (point + i) + 1];
+        });
+        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *block, 1, difference, view.next);
       }
     });
   }
@@ -210,7 +217,7 @@ class BinaryIterator {
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       BinaryPass part = pass;
-      part.tiles = order_.begin(chunk), part.tiles_end = order_.end(chunk);
+      part.blocks = order_.begin(chunk), part.blocks_end = order_.end(chunk);
       mean_field_kernels().binary_pass(part);
     });
   }
@@ -253,14 +260,17 @@ Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat
   const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
   compat.assign(values, values + count);
   if (how == Normalization::kNone) return;
-  constexpr int64_t kParts = 16;
+  const VisitOrder& order = *kernel->lattice.order;
   norm.reset(kernel->lattice.points);
-  parallel_for(parallel, kParts, [&](int64_t part) {
-    const Range range = part_of(norm.size(), kParts, part);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const double sum = static_cast<double>(kernel->ones[i]) + 1e-20;
-      norm[i] = static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
-    }
+  parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
+    for (const PointBlock* block = order.begin(chunk); block < order.end(chunk); ++block)
+      block->each_line([&](int32_t place, int64_t point, int32_t points_of_line) {
+        for (int32_t i = 0; i < points_of_line; ++i) {
+          const double sum = static_cast<double>(kernel->ones[point + i]) + 1e-20;
+          norm[block->begin + place + i] =
+              static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
+        }
+      });
   });
 }
 
@@ -284,7 +294,7 @@ DenseCrf::DenseCrf(int64_t points, int labels, int64_t width)
     : points_(points), labels_(labels), order_(std::make_shared<VisitOrder>(points, width)) {}
 
 bool DenseCrf::set_unary(const float* unary, bool only_finite, Parallel& parallel) {
-  UnaryRows rows = group_equal_labels(unary, labels_, points_, parallel);
+  UnaryRows rows = group_equal_labels(unary, labels_, *order_, parallel);
   if (only_finite && !rows.finite) return false;
   unary_of_every_label_ = UnaryRows();
   unary_ = std::move(rows);
@@ -300,10 +310,9 @@ void DenseCrf::add_pairwise(const float* features, int dimensions, const float* 
 void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
   auto kernel = kept_kernels().find(width, height, sx, sy);
-  if (kernel == nullptr) {
+  if (kernel == nullptr || !kernel->lattice.order->same_as(*order_)) {
     const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
-    kernel =
-        std::make_shared<Kernel>(features.data(), 2, std::make_shared<VisitOrder>(width * height, width), parallel);
+    kernel = std::make_shared<Kernel>(features.data(), 2, order_, parallel);
     kept_kernels().keep(width, height, sx, sy, kernel);
   }
   pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));

@@ -35,7 +35,8 @@ struct Pairwise {
   Compat kind;
   Normalization normalization;
   std::vector<float> compat;
-  Buffer<float> norm;  // [points] 1 / (n + 1e-20) or its square root, n the filtered ones; empty for kNone
+  Buffer<float>
+      norm;  // [points] in visiting order: 1 / (n + 1e-20) or its square root, n the filtered ones; empty for kNone
 
   // What the pixel pass needs, with compat padded to `lanes` in `padded`.
   PairwiseView view(int labels, int lanes, std::vector<float>& padded) const;

@@ -8,13 +8,11 @@
 
 #include "base/denormals.h"
 #include "crf/dense_crf.h"
+#include "lattice/block_rows.h"
 #include "lattice/geometry.h"
-#include "lattice/tile_rows.h"
 
 namespace deeplab_fast {
 namespace {
-
-constexpr int kTile = VisitOrder::kTile;
 
 // Q after iteration `iterations`, the one before, ..., 0. Without their history, every few of them are kept as
 // checkpoints, and those between two are inferred again when they are asked for.
@@ -99,9 +97,9 @@ struct Term {
   std::vector<Buffer<double>> compat_grad;  // of each chunk, [1 or labels][lanes]
 };
 
-// Rows of one tile.
+// Rows of one block.
 struct Scratch {
-  explicit Scratch(int lanes) : size(int64_t{kTile} * lanes), memory(7 * size) {}
+  explicit Scratch(int lanes) : size(int64_t{VisitOrder::kMostInBlock} * lanes), memory(7 * size) {}
   float* rows(int i) { return memory.data() + i * size; }
   int64_t size;
   Buffer<float> memory;
@@ -140,19 +138,19 @@ class Backward {
         term->to_q.prepare(term->lattice(), lanes_);
         if (again()) term->from_q.prepare(term->lattice(), lanes_);
       }
-      for_tiles([&](int64_t chunk, PointTile tile, Scratch& scratch) {
-        pad(q, tile, scratch.rows(kBelief));
+      for_blocks([&](int64_t chunk, const PointBlock& block, Scratch& scratch) {
+        pad(q, block, scratch.rows(kBelief));
         if (iteration == iterations) {
-          gather_tile(grad, order_.points, tile, labels_, lanes_, scratch.rows(kGrad));
+          gather_block(grad, order_.points, block, labels_, lanes_, scratch.rows(kGrad));
         } else {
-          slice(chunk, tile, scratch);
+          slice(chunk, block, scratch);
         }
-        float* energy_grad = energy_grad_.data() + tile.first * lanes_;
-        mean_field_backward_kernels().softmax_backward(tile.count, lanes_, scratch.rows(kBelief), scratch.rows(kGrad),
-                                                       energy_grad);
-        mean_field_backward_kernels().scale_rows(tile.count, lanes_, nullptr, energy_grad, true,
-                                                 unary_grad_.data() + tile.first * lanes_);
-        if (iteration > 0) splat(q_before, energy_grad, tile, scratch);
+        float* energy_grad = energy_grad_.data() + block.begin * lanes_;
+        mean_field_backward_kernels().softmax_backward(block.count(), lanes_, scratch.rows(kBelief),
+                                                       scratch.rows(kGrad), energy_grad);
+        mean_field_backward_kernels().scale_rows(block.count(), lanes_, nullptr, energy_grad, true,
+                                                 unary_grad_.data() + block.begin * lanes_);
+        if (iteration > 0) splat(q_before, energy_grad, block, scratch);
       });
       for (auto& term : terms_) {
         if (iteration == 0) break;
@@ -163,8 +161,8 @@ class Backward {
   }
 
   void store(const std::vector<const float*>& features, const CrfGradients& out) {
-    for_tiles([&](int64_t, PointTile tile, Scratch&) {
-      scatter_tile(unary_grad_.data() + tile.first * lanes_, order_.points, tile, labels_, lanes_, out.unary);
+    for_blocks([&](int64_t, const PointBlock& block, Scratch&) {
+      scatter_block(unary_grad_.data() + block.begin * lanes_, order_.points, block, labels_, lanes_, out.unary);
     });
     for (size_t k = 0; k < terms_.size(); ++k) {
       if (need_compat_) store_compat(*terms_[k], out.compat[k]);
@@ -173,7 +171,7 @@ class Backward {
   }
 
  private:
-  enum { kBelief, kGrad, kBack, kFiltered, kScaled, kTransformed, kSplatted };  // rows of a tile
+  enum { kBelief, kGrad, kBack, kFiltered, kScaled, kTransformed, kSplatted };  // rows of a block
 
   // Whether Q has to go through the lattices again.
   bool again() const { return need_features_ || need_compat_; }
@@ -185,76 +183,81 @@ class Backward {
   }
 
   template <class Body>
-  void for_tiles(Body&& body) {
+  void for_blocks(Body&& body) {
     parallel_for(parallel_, order_.chunks(), [&](int64_t chunk) {
       const FlushDenormals flush;
       Scratch scratch(lanes_);
-      for (const PointTile* tile = order_.begin(chunk); tile < order_.end(chunk); ++tile) body(chunk, *tile, scratch);
+      for (const PointBlock* block = order_.begin(chunk); block < order_.end(chunk); ++block)
+        body(chunk, *block, scratch);
     });
   }
 
-  void pad(const float* q, PointTile tile, float* rows) const {
-    for (int p = 0; p < tile.count; ++p) {
-      float* row = std::copy_n(q + (tile.first + p) * labels_, labels_, rows + p * lanes_);
-      std::fill(row, rows + (p + 1) * lanes_, 0.0f);
-    }
+  void pad(const float* q, const PointBlock& block, float* rows) const {
+    block.each_line([&](int32_t place, int64_t point, int32_t count) {
+      for (int32_t p = 0; p < count; ++p) {
+        float* row = std::copy_n(q + (point + p) * labels_, labels_, rows + (place + p) * lanes_);
+        std::fill(row, rows + (place + p + 1) * lanes_, 0.0f);
+      }
+    });
   }
   // The gradient to this iteration's Q, out of the lattices; and what the later iteration adds to other gradients.
-  void slice(int64_t chunk, PointTile tile, Scratch& scratch) {
+  void slice(int64_t chunk, const PointBlock& block, Scratch& scratch) {
     for (size_t k = 0; k < terms_.size(); ++k) {
       Term& term = *terms_[k];
-      row_kernels().slice(term.backward, tile, lanes_, term.to_q.blurred.data(), scratch.rows(kBack));
-      mean_field_backward_kernels().scale_rows(tile.count, lanes_, nullptr, scratch.rows(kBack), k > 0,
+      row_kernels().slice(term.backward, block, lanes_, term.to_q.blurred.data(), scratch.rows(kBack));
+      mean_field_backward_kernels().scale_rows(block.count(), lanes_, nullptr, scratch.rows(kBack), k > 0,
                                                scratch.rows(kGrad));
       if (!again()) continue;
-      row_kernels().slice(term.raw, tile, lanes_, term.from_q.blurred.data(), scratch.rows(kFiltered));
-      mean_field_backward_kernels().scale_rows(tile.count, lanes_, factors(term.forward.after, tile),
-                                               energy_grad_.data() + tile.first * lanes_, false, scratch.rows(kScaled));
-      if (need_compat_) add_compat(term, tile, scratch, term.compat_grad[chunk].data());
-      if (need_features_) add_features(term, tile, scratch);
+      row_kernels().slice(term.raw, block, lanes_, term.from_q.blurred.data(), scratch.rows(kFiltered));
+      mean_field_backward_kernels().scale_rows(block.count(), lanes_, factors(term.forward.after, block),
+                                               energy_grad_.data() + block.begin * lanes_, false,
+                                               scratch.rows(kScaled));
+      if (need_compat_) add_compat(term, block, scratch, term.compat_grad[chunk].data());
+      if (need_features_) add_features(term, block, scratch);
     }
     if (terms_.empty()) std::fill_n(scratch.rows(kGrad), scratch.size, 0.0f);
   }
 
-  void splat(const float* q_before, const float* energy_grad, PointTile tile, Scratch& scratch) {
-    if (again()) pad(q_before, tile, scratch.rows(kBelief));
+  void splat(const float* q_before, const float* energy_grad, const PointBlock& block, Scratch& scratch) {
+    if (again()) pad(q_before, block, scratch.rows(kBelief));
     for (auto& term : terms_) {
-      const float* rows = term->transform(tile.count, lanes_, energy_grad, scratch.rows(kTransformed));
-      row_kernels().splat(term->backward, tile, lanes_, rows, term->to_q.next.data());
-      if (again()) row_kernels().splat(term->forward, tile, lanes_, scratch.rows(kBelief), term->from_q.next.data());
+      const float* rows = term->transform(block.count(), lanes_, energy_grad, scratch.rows(kTransformed));
+      row_kernels().splat(term->backward, block, lanes_, rows, term->to_q.next.data());
+      if (again()) row_kernels().splat(term->forward, block, lanes_, scratch.rows(kBelief), term->from_q.next.data());
     }
   }
 
-  static const float* factors(const float* of_points, PointTile tile) {
-    return of_points == nullptr ? nullptr : of_points + tile.first;
+  static const float* factors(const float* of_points, const PointBlock& block) {
+    return of_points == nullptr ? nullptr : of_points + block.begin;
   }
 
-  void add_compat(const Term& term, PointTile tile, Scratch& scratch, double* sums) const {
+  void add_compat(const Term& term, const PointBlock& block, Scratch& scratch, double* sums) const {
     const int rows = std::max(term.matrix_labels, 1);
     Buffer<float> products(int64_t{rows} * lanes_);
     const float *energy_grad = scratch.rows(kScaled), *filtered = scratch.rows(kFiltered);
     if (term.matrix_labels > 0)
-      mean_field_backward_kernels().outer_products(tile.count, labels_, lanes_, filtered, energy_grad, products.data());
+      mean_field_backward_kernels().outer_products(block.count(), labels_, lanes_, filtered, energy_grad,
+                                                   products.data());
     else
-      mean_field_backward_kernels().lane_products(tile.count, lanes_, filtered, energy_grad, products.data());
+      mean_field_backward_kernels().lane_products(block.count(), lanes_, filtered, energy_grad, products.data());
     for (int64_t i = 0; i < products.size(); ++i) sums[i] += products[i];
   }
 
-  void add_features(Term& term, PointTile tile, Scratch& scratch) const {
-    const float* sliced = term.transform(tile.count, lanes_, scratch.rows(kScaled), scratch.rows(kTransformed));
+  void add_features(Term& term, const PointBlock& block, Scratch& scratch) const {
+    const float* sliced = term.transform(block.count(), lanes_, scratch.rows(kScaled), scratch.rows(kTransformed));
     const float *belief = scratch.rows(kBelief), *back = scratch.rows(kBack);
-    mean_field_backward_kernels().scale_rows(tile.count, lanes_, factors(term.forward.before, tile), belief, false,
+    mean_field_backward_kernels().scale_rows(block.count(), lanes_, factors(term.forward.before, block), belief, false,
                                              scratch.rows(kSplatted));
     row_kernels().add_weight_gradient(
-        term.forward, tile, lanes_,
+        term.forward, block, lanes_,
         {sliced, scratch.rows(kSplatted), term.from_q.blurred.data(), term.to_q.blurred.data(),
          term.scale * term.forward.scale, term.weight_grad.data()});
-    float* normalization = term.normalization_grad.data() + tile.first;
+    float* normalization = term.normalization_grad.data() + block.begin;
     if (term.forward.after != nullptr)
-      mean_field_backward_kernels().row_products(tile.count, lanes_, term.scale, sliced, scratch.rows(kFiltered),
+      mean_field_backward_kernels().row_products(block.count(), lanes_, term.scale, sliced, scratch.rows(kFiltered),
                                                  normalization);
     if (term.forward.before != nullptr)
-      mean_field_backward_kernels().row_products(tile.count, lanes_, 1.0f, back, belief, normalization);
+      mean_field_backward_kernels().row_products(block.count(), lanes_, 1.0f, back, belief, normalization);
   }
 
   void store_compat(const Term& term, double* out) const {
@@ -282,22 +285,22 @@ class Backward {
       VertexRows ones, back;
       ones.prepare(lattice, 1), back.prepare(lattice, 1);
       const LatticeView view = lattice.view();
-      for_tiles([&](int64_t, PointTile tile, Scratch& scratch) {
-        float* grad = term.normalization_grad.data() + tile.first;
-        for (int p = 0; p < tile.count; ++p) {
-          const float factor = norm[tile.first + p];
+      for_blocks([&](int64_t, const PointBlock& block, Scratch& scratch) {
+        float* grad = term.normalization_grad.data() + block.begin;
+        for (int p = 0; p < block.count(); ++p) {
+          const float factor = norm[block.begin + p];
           grad[p] *= root ? -0.5f * factor * factor : -factor;
         }
-        std::fill_n(scratch.rows(0), tile.count, 1.0f);
-        row_kernels().splat(view, tile, 1, scratch.rows(0), ones.next.data());
-        row_kernels().splat(view, tile, 1, grad, back.next.data());
+        std::fill_n(scratch.rows(0), block.count(), 1.0f);
+        row_kernels().splat(view, block, 1, scratch.rows(0), ones.next.data());
+        row_kernels().splat(view, block, 1, grad, back.next.data());
       });
       ones.blur(lattice, 1, false, parallel_), back.blur(lattice, 1, true, parallel_);
-      for_tiles([&](int64_t, PointTile tile, Scratch& scratch) {
-        std::fill_n(scratch.rows(0), tile.count, 1.0f);
+      for_blocks([&](int64_t, const PointBlock& block, Scratch& scratch) {
+        std::fill_n(scratch.rows(0), block.count(), 1.0f);
         row_kernels().add_weight_gradient(
-            view, tile, 1,
-            {term.normalization_grad.data() + tile.first, scratch.rows(0), ones.blurred.data(), back.blurred.data(),
+            view, block, 1,
+            {term.normalization_grad.data() + block.begin, scratch.rows(0), ones.blurred.data(), back.blurred.data(),
              view.scale, term.weight_grad.data()});
       });
     }

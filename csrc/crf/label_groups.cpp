@@ -11,7 +11,6 @@
 namespace deeplab_fast {
 namespace {
 
-constexpr int64_t kTile = 64;       // points transposed at a time
 constexpr int64_t kTask = 4096;     // points per task
 constexpr float kPadding = -1e30f;  // energy of the lanes that are no label: exp gives 0
 
@@ -40,11 +39,40 @@ bool finite_values(const float* values, int64_t count) {
 
 }  // namespace
 
-UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Parallel& parallel) {
+namespace {
+
+// Rows of one block, of the labels `first` (of each group its first); returns whether all energies are finite.
+bool fill_rows(const float* unary, const std::vector<int>& first, int64_t points, const PointBlock& block, int lanes,
+               UnaryRows& rows) {
+  const auto groups = static_cast<int>(first.size());
+  float* highest = rows.highest.data() + block.begin;
+  float* negative = rows.negative.data() + block.begin * lanes;
+  std::fill_n(highest, block.count(), unary == nullptr ? 0.0f : -std::numeric_limits<float>::infinity());
+  bool finite = true;
+  for (int g = 0; g < groups && unary != nullptr; ++g)
+    block.each_line([&](int32_t place, int64_t point, int32_t count) {
+      const float* from = unary + first[g] * points + point;
+      finite &= finite_values(from, count);
+      for (int32_t i = 0; i < count; ++i) highest[place + i] = std::max(highest[place + i], -from[i]);
+    });
+  for (int g = 0; g < lanes; ++g)
+    block.each_line([&](int32_t place, int64_t point, int32_t count) {
+      const float* from = g < groups && unary != nullptr ? unary + first[g] * points + point : nullptr;
+      float* to = negative + int64_t{place} * lanes + g;
+      for (int32_t i = 0; i < count; ++i)
+        to[int64_t{i} * lanes] = from != nullptr ? -from[i] - highest[place + i] : g < groups ? 0.0f : kPadding;
+    });
+  return finite;
+}
+
+}  // namespace
+
+UnaryRows group_equal_labels(const float* unary, int labels, const VisitOrder& order, Parallel& parallel) {
   UnaryRows rows;
   rows.labels = labels;
   rows.group_of_label.assign(labels, 0);
   std::vector<int> first;
+  const int64_t points = order.points;
   for (int l = 0; l < labels; ++l) {
     size_t group = 0;
     // Two labels are never worth merging: they have a path of their own.
@@ -56,23 +84,12 @@ UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Par
     rows.group_of_label[l] = static_cast<int>(group);
     ++rows.labels_of_group[group];
   }
-  const int groups = rows.groups(), lanes = row_lanes(groups);
-  rows.negative.reset(points * lanes);
+  const int lanes = label_lanes(rows.groups());
+  rows.negative.reset(points * lanes), rows.highest.reset(points);
   std::atomic<bool> finite{true};
-  parallel_for(parallel, tasks(points), [&](int64_t task) {
-    const int64_t end = std::min(points, (task + 1) * kTask);
-    bool all_finite = true;
-    for (int64_t tile = task * kTask; tile < end; tile += kTile) {
-      const int64_t tile_end = std::min(end, tile + kTile);
-      for (int g = 0; g < lanes; ++g) {
-        float* to = rows.negative.data() + g;
-        const float* from = g < groups && unary != nullptr ? unary + first[g] * points : nullptr;
-        if (from != nullptr) all_finite &= finite_values(from + tile, tile_end - tile);
-        for (int64_t i = tile; i < tile_end; ++i)
-          to[i * lanes] = from != nullptr ? -from[i] : g < groups ? 0.0f : kPadding;
-      }
-    }
-    if (!all_finite) finite = false;
+  parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
+    for (const PointBlock* block = order.begin(chunk); block < order.end(chunk); ++block)
+      if (!fill_rows(unary, first, points, *block, lanes, rows)) finite = false;
   });
   rows.finite = finite;
   return rows;
@@ -83,8 +100,10 @@ UnaryRows expand_groups(const UnaryRows& rows, int64_t points, Parallel& paralle
   expanded.labels = rows.labels;
   expanded.labels_of_group.assign(rows.labels, 1);
   for (int l = 0; l < rows.labels; ++l) expanded.group_of_label.push_back(l);
-  const int from_lanes = row_lanes(rows.groups()), lanes = row_lanes(rows.labels);
-  expanded.negative.reset(points * lanes);
+  const int from_lanes = label_lanes(rows.groups()), lanes = label_lanes(rows.labels);
+  expanded.finite = rows.finite;
+  expanded.negative.reset(points * lanes), expanded.highest.reset(points);
+  std::copy(rows.highest.begin(), rows.highest.end(), expanded.highest.begin());
   parallel_for(parallel, tasks(points), [&](int64_t task) {
     for (int64_t i = task * kTask; i < std::min(points, (task + 1) * kTask); ++i) {
       float* to = &expanded.negative[i * lanes];
@@ -97,7 +116,7 @@ UnaryRows expand_groups(const UnaryRows& rows, int64_t points, Parallel& paralle
 
 UnaryRows group_unlikely_labels(const UnaryRows& rows, int64_t points, float epsilon, float pairwise,
                                 Parallel& parallel) {
-  const int groups = rows.groups(), lanes = row_lanes(groups);
+  const int groups = rows.groups(), lanes = label_lanes(groups);
   const int64_t count = tasks(points);
   std::vector<std::vector<float>> least(count);
   parallel_for(parallel, count, [&](int64_t task) {
@@ -129,9 +148,11 @@ UnaryRows group_unlikely_labels(const UnaryRows& rows, int64_t points, float eps
     result.group_of_label.push_back(group < 0 ? kept : group);
     ++result.labels_of_group[result.group_of_label.back()];
   }
-  const int new_lanes = row_lanes(kept + 1);
+  const int new_lanes = label_lanes(kept + 1);
   const auto members = static_cast<float>(result.labels_of_group[kept]);
-  result.negative.reset(points * new_lanes);
+  result.finite = rows.finite;
+  result.negative.reset(points * new_lanes), result.highest.reset(points);
+  std::copy(rows.highest.begin(), rows.highest.end(), result.highest.begin());
   parallel_for(parallel, count, [&](int64_t task) {
     for (int64_t i = task * kTask; i < std::min(points, (task + 1) * kTask); ++i) {
       const float* row = &rows.negative[i * lanes];

@@ -5,28 +5,39 @@
 // is exact, and common: a softmax clipped at 1e-5 leaves most of 182 classes with a constant unary.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "base/buffer.h"
 #include "base/parallel.h"
+#include "lattice/row_kernels.h"
+#include "lattice/visit_order.h"
 
 namespace deeplab_fast {
 
-// Unary energies in the form the pixel pass reads: pixel-major, negated, one lane per group of labels.
+// Floats in a pixel's row of labels, whole vectors also for one.
+inline int label_lanes(int labels) {
+  return row_lanes(std::max(labels, 2));
+}
+
+// Unary energies in the form the pixel pass reads: pixel-major in visiting order, negated, one lane per group of
+// labels, and shifted so that the likeliest label of each pixel has 0, which changes no softmax and lets most do
+// without a search for the maximum.
 struct UnaryRows {
   int labels = 0;
   bool finite = true;                // no NaN or infinity in the energies given
   std::vector<int> group_of_label;   // [labels]
   std::vector<int> labels_of_group;  // [groups] how many
-  Buffer<float> negative;            // [points][row_lanes(groups)]
+  Buffer<float> negative;            // [points][label_lanes(groups)]
+  Buffer<float> highest;             // [points] what was subtracted
 
   int groups() const { return static_cast<int>(labels_of_group.size()); }
   bool collapsed() const { return groups() < labels; }
 };
 
 // unary[l * points + i]; null stands for zero throughout. Groups labels with equal unary.
-UnaryRows group_equal_labels(const float* unary, int labels, int64_t points, Parallel& parallel);
+UnaryRows group_equal_labels(const float* unary, int labels, const VisitOrder& order, Parallel& parallel);
 
 // The same unary with a lane for every label.
 UnaryRows expand_groups(const UnaryRows& rows, int64_t points, Parallel& parallel);

@@ -113,7 +113,7 @@ void row_products(int count, int lanes, float scale, const float* a, const float
   for_lane_blocks(lanes, RowProducts{count, lanes, scale, a, b, sums});
 }
 void softmax_backward(int count, int lanes, const float* q, const float* grad, float* energy_grad) {
-  float mean[VisitOrder::kTile] = {};
+  float mean[VisitOrder::kMostInBlock] = {};
   row_products(count, lanes, 1.0f, q, grad, mean);
   for_lane_blocks(lanes, SoftmaxBackward{count, lanes, q, grad, mean, energy_grad});
 }

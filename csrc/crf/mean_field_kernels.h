@@ -19,16 +19,18 @@ struct PairwiseView : LatticeView {
 };
 
 struct PixelPass {
-  const PointTile *tiles, *tiles_end;
+  const PointBlock *blocks, *blocks_end;
   int32_t labels, lanes;        // lanes: labels rounded up to whole vectors
-  const float* negative_unary;  // [points][lanes], padding very negative
-  const float* multiplicity;    // [lanes] labels a lane stands for, 0 in the padding
+  const float* negative_unary;  // [points][lanes] in visiting order, the highest 0, padding very negative
+  const float* highest;         // [points] in visiting order: what was subtracted for that
+  const float* multiplicity;    // [lanes] labels a lane stands for, 0 in the padding; null: one each
   const PairwiseView* pairwise;
   int32_t pairwise_count;
-  bool slice;      // add the pairwise terms (false: the start, Q = softmax(-U))
-  bool splat;      // scatter the new Q into each pairwise term's `next`
-  bool normalize;  // softmax (false: leave -U minus pairwise, for the KL divergence)
-  float* out;      // [points][out_labels] or null: where to store Q
+  bool slice;       // add the pairwise terms (false: the start, Q = softmax(-U))
+  bool splat;       // scatter the new Q into each pairwise term's `next`
+  bool normalize;   // softmax (false: leave -U minus pairwise, for the KL divergence)
+  bool attractive;  // no pairwise term lowers an energy: each pixel has one of 0 or more
+  float* out;       // [points][out_labels] or null: where to store Q
   int32_t out_labels;
   const int32_t* lane_of_label;  // [out_labels] which lane a label is stored from; null: its own
   float* scratch;                // pixel_pass_scratch(lanes) floats
@@ -36,8 +38,8 @@ struct PixelPass {
 
 // Two labels under Potts compatibility: one scalar per vertex, see DenseCrf::binary_inference.
 struct BinaryPass {
-  const PointTile *tiles, *tiles_end;
-  const float* score;            // [points] what label 0 has over label 1 before the pairwise terms
+  const PointBlock *blocks, *blocks_end;
+  const float* score;            // [points] in visiting order: what label 0 has over label 1 before the pairwise terms
   const PairwiseView* pairwise;  // Potts
   int32_t pairwise_count;
   bool slice, splat;
@@ -52,7 +54,7 @@ struct MeanFieldKernels {
 };
 const MeanFieldKernels& mean_field_kernels();
 
-// On rows [count][lanes] of a tile.
+// On rows [count][lanes] of a block.
 struct MeanFieldBackwardKernels {
   const char* set;
   // energy_grad = -q * (grad - <grad, q>), the gradient of q = softmax(-energy)

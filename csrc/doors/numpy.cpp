@@ -98,10 +98,14 @@ struct PyLattice {
     return out;
   }
   py::array_t<int32_t> vertices() const {
-    return py::array_t<int32_t>({lattice->points, int64_t{lattice->corners}}, lattice->vertex.data());
+    py::array_t<int32_t> out({lattice->points, int64_t{lattice->corners}});
+    lattice->unpack_vertices(out.mutable_data());
+    return out;
   }
   FloatArray weights() const {
-    return FloatArray({lattice->points, int64_t{lattice->corners}}, lattice->weight.data());
+    FloatArray out({lattice->points, int64_t{lattice->corners}});
+    lattice->unpack_weights(out.mutable_data());
+    return out;
   }
 };
 

@@ -74,12 +74,12 @@ DEEPLAB_FAST_INLINE float reduce(typename Vec<W>::type v, Op op) {
   }
 }
 
-// exp(x) for x <= 0 (or small), to about 1 ulp; exactly 0 below -87, so that no denormals follow.
+// exp(x) for x < 88, to about 1 ulp; exactly 0 below -87, so that no denormals follow.
 // x = n ln 2 + r, |r| <= ln 2 / 2, n rounded in the mantissa of `shifted`; exp(r) by the polynomial of degree 6 with
 // the least largest error (3e-9, relative), in pairs of terms to keep the chain of dependent operations short; 2^n by
 // adding n to the exponent bits.
 template <int W>
-DEEPLAB_FAST_INLINE typename Vec<W>::type exp_nonpositive(typename Vec<W>::type x) {
+DEEPLAB_FAST_INLINE typename Vec<W>::type exp_of(typename Vec<W>::type x) {
   using V = typename Vec<W>::type;
   using I = typename Vec<W>::bits;
   const V shifted = x * 1.44269504f + 12582912.0f;
@@ -100,7 +100,7 @@ DEEPLAB_FAST_INLINE typename Vec<W>::type exp_nonpositive(typename Vec<W>::type 
   return (x < broadcast<W>(-87.0f)) ? V{} : result;  // also where n was out of range
 }
 
-// One value per row of a W x W block: op over the row. For W = 8 all eight rows at once, by folding pairs of rows; one
+// One value per row of a W x W block: op over the row. For W = 4 and 8 all rows at once, by folding pairs of rows; one
 // reduction after the other would leave the processor waiting.
 template <int W, class Op>
 DEEPLAB_FAST_INLINE void reduce_rows(const typename Vec<W>::type* row, Op op, float* out) {
@@ -115,6 +115,13 @@ DEEPLAB_FAST_INLINE void reduce_rows(const typename Vec<W>::type* row, Op op, fl
                    __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15));
     store<W>(out, op(__builtin_shufflevector(quad[0], quad[1], 0, 1, 2, 3, 8, 9, 10, 11),
                      __builtin_shufflevector(quad[0], quad[1], 4, 5, 6, 7, 12, 13, 14, 15)));
+  } else if constexpr (W == 4) {
+    V pair[2];
+    for (int i = 0; i < 2; ++i)
+      pair[i] = op(__builtin_shufflevector(row[2 * i], row[2 * i + 1], 0, 4, 2, 6),
+                   __builtin_shufflevector(row[2 * i], row[2 * i + 1], 1, 5, 3, 7));
+    store<W>(out, op(__builtin_shufflevector(pair[0], pair[1], 0, 1, 4, 5),
+                     __builtin_shufflevector(pair[0], pair[1], 2, 3, 6, 7)));
   } else {
     for (int i = 0; i < W; ++i) out[i] = reduce<W>(row[i], op);
   }

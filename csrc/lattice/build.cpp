@@ -1,9 +1,11 @@
 // Building the lattice, in four parallel steps whose results do not depend on the number of threads:
-//   1. every chunk of points finds its simplices and collects its distinct vertices in a small hash table;
+//   1. every chunk of points finds its simplices, block by block, and collects its distinct vertices in a small hash
+//      table;
 //   2. the chunks' vertex lists are sorted together, which numbers the vertices in the order of their packed keys;
 //   3. chunk-local numbers are replaced by the global ones;
 //   4. neighbours are found by merging the sorted keys with themselves, one step along an axis further (lattice.cpp).
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -50,7 +52,65 @@ Bounds feature_bounds(const float* features, int D, int64_t points, Parallel& pa
       "should be smaller, that is, the standard deviations (sigmas) larger");
 }
 
-// The chunk's part of the lattice: fills lattice.vertex with chunk-local numbers and lattice.weight.
+// The simplices of one block of points as they are found.
+template <int kWords>
+class BlockSimplices {
+ public:
+  explicit BlockSimplices(int corners) : corners_(corners), base_(kMost), axes_(kMost * corners) { clear(); }
+
+  void clear() {
+    count_ = 0;
+    std::fill(slots_.begin(), slots_.end(), kEmpty);
+  }
+  int count() const { return count_; }
+  // Number of the simplex with that vertex of remainder 0 and those ranks, packed into a word; one more point lies in
+  // it. With more corners than a word has room for (`whole` false) every point has a simplex of its own. `rank` has the
+  // ranks one by one, `stride` apart.
+  int add(const Key<kWords>& base, uint64_t ranks, bool whole, const int32_t* rank, int64_t stride) {
+    size_t slot = (base.hash() ^ ranks * 0x9E3779B97F4A7C15u) >> 53;
+    for (; whole && slots_[slot] != kEmpty; slot = (slot + 1) & (kSlots - 1)) {
+      const int found = slots_[slot];
+      if (ranks_[found] != ranks || !(base_[found] == base)) continue;
+      ++size_[found];
+      return found;
+    }
+    slots_[slot] = static_cast<uint16_t>(count_);
+    base_[count_] = base, ranks_[count_] = ranks, size_[count_] = 1;
+    for (int i = 0; i < corners_; ++i) axes_[count_ * corners_ + rank[i * stride]] = static_cast<uint16_t>(i);
+    return count_++;
+  }
+  const Key<kWords>& base(int simplex) const { return base_[simplex]; }
+  const uint16_t* axis_of_rank(int simplex) const { return &axes_[simplex * corners_]; }
+  int size(int simplex) const { return size_[simplex]; }
+
+  // The simplices by how many points they have, those of equally many in the order in which they were found: a loop
+  // over the points of each then seldom surprises the processor. And of each its first point among the block's.
+  void sort(std::vector<int>& order, std::vector<int>& first) {
+    std::fill(first_of_size_.begin(), first_of_size_.end(), 0);
+    for (int s = 0; s < count_; ++s) ++first_of_size_[size_[s] + 1];
+    for (int n = 1; n <= kMost; ++n) first_of_size_[n + 1] += first_of_size_[n];
+    order.resize(count_), first.resize(count_);
+    for (int s = 0; s < count_; ++s) order[first_of_size_[size_[s]]++] = s;
+    int points = 0;
+    for (const int s : order) first[s] = points, points += size_[s];
+  }
+
+ private:
+  static constexpr int kMost = VisitOrder::kMostInBlock, kSlots = 2048;
+  static_assert(kSlots == 1 << (64 - 53) && kSlots >= 2 * kMost);
+  static constexpr uint16_t kEmpty = 0xffff;
+
+  const int corners_;
+  int count_ = 0;
+  std::vector<Key<kWords>> base_;
+  std::vector<uint16_t> axes_;  // [kMost][corners]
+  std::array<uint64_t, kMost> ranks_;
+  std::array<uint16_t, kMost> size_;
+  std::array<uint16_t, kSlots> slots_;
+  std::array<int, kMost + 2> first_of_size_;
+};
+
+// The chunk's part of the lattice: its simplices with chunk-local numbers of vertices, and lattice.place and .weight.
 template <int kWords>
 class ChunkBuilder {
  public:
@@ -61,100 +121,103 @@ class ChunkBuilder {
         scale_(scale),
         check_overflow_(check_overflow),
         block_(SimplexBlock::size(D_)),
-        simplices_(SimplexBlock::in(block_.data(), D_)),
-        by_rank_(D_ + 1),
-        axis_of_rank_(D_ + 1) {
+        located_(SimplexBlock::in(block_.data(), D_)),
+        weights_(int64_t{VisitOrder::kMostInBlock} * (D_ + 1)),
+        one_word_{layout.low.data(), layout.shift.data()},
+        simplices_(D_ + 1) {
     for (int i = 0; i <= D_; ++i) steps_.push_back(layout.step<kWords>(D_, i));
   }
 
-  void add_points(const float* features, const PointTile* tile, const PointTile* end) {
-    for (; tile < end; ++tile) {
-      locate(features, lattice_.points, tile->first, tile->count);
-      int32_t* ids = &lattice_.vertex[tile->first * lattice_.corners];
-      float* weights = &lattice_.weight[tile->first * lattice_.corners];
-      switch (D_) {
-        case 2:
-          return_ids<2>(tile->count, ids, weights);
-          break;
-        case 5:
-          return_ids<5>(tile->count, ids, weights);
-          break;
-        default:
-          return_ids<0>(tile->count, ids, weights);
-      }
-    }
+  void add_block(const float* features, const PointBlock& block) {
+    simplices_.clear();
+    block.each_stretch(kPointBlock, [&](int32_t place, int64_t first, int32_t count) {
+      locate(features, lattice_.points, first, count);
+      find_simplices(place, count);
+    });
+    store(block);
   }
 
   // pydensecrf works on four points at a time and fills the last four up with points at feature 0. Their values are
   // never used, but their vertices exist, and so change the blur; we agree with it, so we have them as well.
   void add_phantom_vertices() {
     const std::vector<float> origin(D_);
-    std::vector<int32_t> ids(D_ + 1);
-    std::vector<float> weights(D_ + 1);
     touched_ = vertices_.keys().size();
+    simplices_.clear();
     locate(origin.data(), 1, 0, 1);
-    return_ids<0>(1, ids.data(), weights.data());
+    find_simplices(0, 1);
+    insert_vertices(0, nullptr);
   }
   // Vertices from this number on were not touched by any point of the chunk.
   size_t touched() const { return std::min(touched_, vertices_.keys().size()); }
 
   const std::vector<Key<kWords>>& keys() const { return vertices_.keys(); }
+  const std::vector<int64_t>& simplices_of_block() const { return simplices_of_block_; }
+  const std::vector<uint16_t>& sizes() const { return sizes_; }
+  // [simplices][corners] chunk-local numbers, complemented where they are new.
+  const std::vector<int32_t>& ids() const { return ids_; }
 
  private:
-  // A few recent simplices: neighbouring pixels often lie in the same one, which saves looking up its vertices.
-  struct Recent {
-    Key<kWords> base;
-    uint64_t ranks = ~uint64_t{0};
-    const int32_t* ids = nullptr;
-  };
-  static constexpr int kRecent = 256;
   static constexpr int kMaxRankedDimensions = 15;  // ranks of four bits each fit a word
 
   void locate(const float* features, int64_t stride, int64_t first, int count) {
-    geometry_kernels().locate(D_, features, stride, first, count, scale_, simplices_);
+    geometry_kernels().locate(D_, features, stride, first, count, scale_, kWords == 1 ? &one_word_ : nullptr, located_);
   }
 
-  // Writes the vertices' chunk-local numbers, complemented where they are new.
-  template <int kD>
-  void return_ids(int count, int32_t* ids, float* weights) {
-    const int D = kD > 0 ? kD : D_;
-    float few_by_rank[kD + 1] = {};
-    int32_t few_axis_of_rank[kD + 1] = {};
-    float* by_rank = kD > 0 ? few_by_rank : by_rank_.data();
-    int32_t* axis_of_rank = kD > 0 ? few_axis_of_rank : axis_of_rank_.data();
-    for (int p = 0; p < count; ++p, ids += D + 1, weights += D + 1) {
-      const int32_t* cell = simplices_.cell + p;
-      if (check_overflow_) check_cell(cell);
-      uint64_t ranks = 0;
-      for (int i = 0; i <= D; ++i) {
-        const int32_t rank = simplices_.rank[i * kPointBlock + p];
-        by_rank[rank] = simplices_.delta[i * kPointBlock + p];
-        axis_of_rank[rank] = i;
-        ranks = ranks << 4 | static_cast<uint32_t>(rank);
-      }
-      barycentric_weights(by_rank, D, weights);
-      Key<kWords> key = layout_.zero<kWords>();
-      for (int f = 0; f < D; ++f) layout_.add(key, f, field_of_cell(f, D, cell, kPointBlock) - layout_.low[f]);
-
-      Recent& recent = recent_[(key.hash() ^ ranks * 0x9E3779B97F4A7C15u) >> 56];
-      if (D <= kMaxRankedDimensions && recent.ids != nullptr && recent.ranks == ranks && recent.base == key) {
-        for (int k = 0; k <= D; ++k) ids[k] = recent.ids[k] ^ recent.ids[k] >> 31;
-        continue;
-      }
-      if (D <= kMaxRankedDimensions) recent = {key, ranks, ids};
-      for (int k = 0; k <= D; ++k) {
-        const auto known = static_cast<int32_t>(vertices_.keys().size());
-        const int32_t id = vertices_.insert(key);
-        ids[k] = id < known ? id : ~id;
-        key += steps_[axis_of_rank[D - k]];
-      }
+  Key<kWords> base_key(int p) const {
+    Key<kWords> key = layout_.zero<kWords>();
+    if constexpr (kWords == 1) {
+      key.word[0] = located_.key[p];
+    } else {
+      const int32_t* cell = located_.cell + p;
+      for (int f = 0; f < D_; ++f) layout_.add(key, f, field_of_cell(f, D_, cell, kPointBlock) - layout_.low[f]);
     }
+    return key;
+  }
+
+  // Of the points located last, which lie at `place` in their block.
+  void find_simplices(int32_t place, int count) {
+    for (int p = 0; p < count; ++p) {
+      if (check_overflow_) check_cell(located_.cell + p);
+      simplex_of_[place + p] = static_cast<uint16_t>(
+          simplices_.add(base_key(p), located_.ranks[p], D_ <= kMaxRankedDimensions, located_.rank + p, kPointBlock));
+    }
+    for (int j = 0; j <= D_; ++j)
+      std::copy_n(&located_.weight[j * kPointBlock], count, &weights_[int64_t{j} * VisitOrder::kMostInBlock + place]);
   }
 
   void check_cell(const int32_t* cell) const {
     for (int i = 0; i < D_; ++i) {
       const int64_t key = int64_t{cell[i * kPointBlock]} * (D_ + 1);
       if (key < -kMaxKey + D_ + 1 || key > kMaxKey - D_ - 1) throw_overflow();
+    }
+  }
+
+  void insert_vertices(int simplex, int32_t* ids) {
+    Key<kWords> key = simplices_.base(simplex);
+    const uint16_t* axis_of_rank = simplices_.axis_of_rank(simplex);
+    for (int k = 0; k <= D_; ++k) {
+      const auto known = static_cast<int32_t>(vertices_.keys().size());
+      const int32_t id = vertices_.insert(key);
+      if (ids != nullptr) ids[k] = id < known ? id : ~id;
+      key += steps_[axis_of_rank[D_ - k]];
+    }
+  }
+
+  void store(const PointBlock& block) {
+    const int count = simplices_.count();
+    simplices_.sort(order_, next_);
+    const size_t first = sizes_.size();
+    sizes_.resize(first + count), ids_.resize((first + count) * (D_ + 1));
+    simplices_of_block_.push_back(count);
+    for (int i = 0; i < count; ++i) {
+      sizes_[first + i] = static_cast<uint16_t>(simplices_.size(order_[i]));
+      insert_vertices(order_[i], &ids_[(first + i) * (D_ + 1)]);
+    }
+    for (int32_t place = 0; place < block.count(); ++place) {
+      const int64_t to = block.begin + next_[simplex_of_[place]]++;
+      lattice_.place[to] = static_cast<uint16_t>(place);
+      float* weight = &lattice_.weight[to * (D_ + 1)];
+      for (int j = 0; j <= D_; ++j) weight[j] = weights_[int64_t{j} * VisitOrder::kMostInBlock + place];
     }
   }
 
@@ -165,10 +228,15 @@ class ChunkBuilder {
   const bool check_overflow_;
   std::vector<Key<kWords>> steps_;
   Buffer<float> block_;
-  SimplexBlock simplices_;
-  std::vector<float> by_rank_;
-  std::vector<int32_t> axis_of_rank_;
-  Recent recent_[kRecent];
+  SimplexBlock located_;
+  Buffer<float> weights_;  // of a block, [D + 1][place]
+  OneWordKey one_word_;
+  std::array<uint16_t, VisitOrder::kMostInBlock> simplex_of_;
+  BlockSimplices<kWords> simplices_;
+  std::vector<int> order_, next_;
+  std::vector<int64_t> simplices_of_block_;
+  std::vector<uint16_t> sizes_;
+  std::vector<int32_t> ids_;
   VertexSet<kWords> vertices_;
   size_t touched_ = SIZE_MAX;
 };
@@ -212,19 +280,23 @@ void copy_key(const Item<kWords>& item, uint64_t* to) {
   std::copy(item.key->word.begin(), item.key->word.end(), to);
 }
 
-// Steps 2 and 3: `slot` counts through the chunks' lists, one after another.
+template <int kWords>
+using Builders = std::vector<std::unique_ptr<ChunkBuilder<kWords>>>;
+
+// Steps 2 and 3: `slot` counts through the chunks' lists of keys, one after another.
 template <int kWords, class Item>
-void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<kWords>>*>& lists,
-                     size_t touched_by_last, int bits, Parallel& parallel) {
-  const auto chunks = static_cast<int64_t>(lists.size());
+void number_vertices(Lattice& lattice, const Builders<kWords>& builders, int bits, Parallel& parallel) {
+  const auto chunks = static_cast<int64_t>(builders.size());
   std::vector<int64_t> first_slot(chunks + 1, 0);
-  for (int64_t c = 0; c < chunks; ++c) first_slot[c + 1] = first_slot[c] + static_cast<int64_t>(lists[c]->size());
+  for (int64_t c = 0; c < chunks; ++c)
+    first_slot[c + 1] = first_slot[c] + static_cast<int64_t>(builders[c]->keys().size());
   const int64_t slots = first_slot[chunks];
 
   Buffer<Item> items(slots);
   parallel_for(parallel, chunks, [&](int64_t c) {
-    for (size_t i = 0; i < lists[c]->size(); ++i) {
-      set_key(items[first_slot[c] + i], (*lists[c])[i]);
+    const std::vector<Key<kWords>>& keys = builders[c]->keys();
+    for (size_t i = 0; i < keys.size(); ++i) {
+      set_key(items[first_slot[c] + i], keys[i]);
       items[first_slot[c] + i].slot = first_slot[c] + static_cast<int64_t>(i);
     }
   });
@@ -259,16 +331,18 @@ void number_vertices(Lattice& lattice, const std::vector<const std::vector<Key<k
       if (!owner) lattice.extra_vertex[extra] = static_cast<int32_t>(next - 1);
     }
   });
-  for (int64_t slot = first_slot[chunks - 1] + static_cast<int64_t>(touched_by_last); slot < slots; ++slot)
+  const auto touched_by_last = static_cast<int64_t>(builders.back()->touched());
+  for (int64_t slot = first_slot[chunks - 1] + touched_by_last; slot < slots; ++slot)
     lattice.empty_rows.push_back(row_of_slot[slot]);
   parallel_for(parallel, chunks, [&](int64_t c) {
-    for (const PointTile* tile = lattice.order->begin(c); tile < lattice.order->end(c); ++tile) {
-      for (int64_t i = tile->first * lattice.corners; i < (tile->first + tile->count) * lattice.corners; ++i) {
-        const int32_t id = lattice.vertex[i], is_new = id >> 31;
-        const int64_t slot = first_slot[c] + (id ^ is_new);
-        lattice.vertex[i] = vertex_of_slot[slot];
-        lattice.row[i] = row_of_slot[slot] ^ is_new;
-      }
+    const std::vector<int32_t>& ids = builders[c]->ids();
+    const int64_t to = lattice.first_simplex[lattice.order->first_block[c]];
+    std::copy(builders[c]->sizes().begin(), builders[c]->sizes().end(), &lattice.simplex_size[to]);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const int32_t is_new = ids[i] >> 31;
+      const int64_t slot = first_slot[c] + (ids[i] ^ is_new);
+      lattice.vertex[to * lattice.corners + static_cast<int64_t>(i)] = vertex_of_slot[slot];
+      lattice.row[to * lattice.corners + static_cast<int64_t>(i)] = row_of_slot[slot] ^ is_new;
     }
   });
 }
@@ -279,17 +353,22 @@ void build(Lattice& lattice, const float* features, const FieldLayout& layout, b
   std::vector<float> scale;
   for (int d = 0; d < lattice.dimensions; ++d) scale.push_back(embedding_scale(d, lattice.dimensions));
   const int64_t chunks = lattice.order->chunks();
-  std::vector<std::unique_ptr<ChunkBuilder<kWords>>> builders(chunks);
+  Builders<kWords> builders(chunks);
   parallel_for(parallel, chunks, [&](int64_t c) {
     builders[c] = std::make_unique<ChunkBuilder<kWords>>(lattice, layout, scale.data(), check_overflow);
-    builders[c]->add_points(features, lattice.order->begin(c), lattice.order->end(c));
+    for (const PointBlock* block = lattice.order->begin(c); block < lattice.order->end(c); ++block)
+      builders[c]->add_block(features, *block);
     if (c == chunks - 1 && lattice.points % 4 != 0) builders[c]->add_phantom_vertices();
   });
-  std::vector<const std::vector<Key<kWords>>*> lists;
-  for (const auto& builder : builders) lists.push_back(&builder->keys());
+  lattice.first_simplex.assign(1, 0);
+  for (const auto& builder : builders)
+    for (const int64_t count : builder->simplices_of_block())
+      lattice.first_simplex.push_back(lattice.first_simplex.back() + count);
+  const int64_t simplices = lattice.first_simplex.back();
+  lattice.simplex_size.reset(simplices);
+  lattice.vertex.reset(simplices * lattice.corners), lattice.row.reset(simplices * lattice.corners);
   using Sorted = std::conditional_t<kWords == 1, KeySlot, Item<kWords>>;
-  number_vertices<kWords, Sorted>(lattice, lists, builders.back()->touched(), layout.shift[0] + layout.bits[0],
-                                  parallel);
+  number_vertices<kWords, Sorted>(lattice, builders, layout.shift[0] + layout.bits[0], parallel);
 }
 
 }  // namespace
@@ -299,9 +378,9 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
       dimensions(D),
       corners(D + 1),
       points(order->points),
-      vertex(points * corners),
-      weight(points * corners),
-      row(points * corners) {
+      place(points),
+      weight(points * corners + kWeightPadding) {
+  std::fill(weight.end() - kWeightPadding, weight.end(), 0.0f);
   const Bounds bounds = feature_bounds(features, D, points, parallel);
   const FieldLayout layout(D, bounds.low, bounds.high);
 
@@ -320,7 +399,10 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
 
 LatticeView Lattice::view() const {
   LatticeView view{};
-  view.corners = corners, view.vertex = vertex.data(), view.row = row.data(), view.weight = weight.data();
+  view.corners = corners;
+  view.first_simplex = first_simplex.data(), view.size = simplex_size.data();
+  view.vertex = vertex.data(), view.row = row.data();
+  view.place = place.data(), view.weight = weight.data();
   view.scattered = vertices * 4 > points;
   view.scale = slice_scale(dimensions);
   return view;

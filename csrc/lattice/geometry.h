@@ -93,7 +93,8 @@ DEEPLAB_FAST_HD void locate_simplex(const F* feature, const float* scale, int di
 }
 
 // Barycentric coordinates (p. 10) of the vertices of remainder 0..D, from the differences ordered by rank.
-DEEPLAB_FAST_HD void barycentric_weights(const float* by_rank, int dimensions, float* weight) {
+template <class F>
+DEEPLAB_FAST_HD void barycentric_weights(const F* by_rank, int dimensions, F* weight) {
   weight[0] = by_rank[dimensions] + (1.0f - by_rank[0]);
   for (int k = 1; k <= dimensions; ++k) weight[k] = by_rank[dimensions - k] - by_rank[dimensions - k + 1];
 }
@@ -115,6 +116,18 @@ DEEPLAB_FAST_HD void weights_backward(const float* weight_grad, const Rank* rank
     sum += scratch[j - 1];
     feature_grad[(j - 1) * stride] = scale[j - 1] * (sum - static_cast<float>(j) * scratch[j]);
   }
+}
+
+// How a vertex becomes an integer, see vertex_key.h.
+// Field f of the vertex with remainder 0 in the given cell (coordinates divided by D+1):
+//   D = 1: x_0;  else (x_0 + x_1 - 2 x_2) / (D+1), (x_0 - x_1) / (D+1), x_2, (x_f - x_2) / (D+1) for f > 2.
+template <class T>
+DEEPLAB_FAST_HD T field_of_cell(int f, int D, const T* cell, long stride) {
+  if (D == 1) return cell[0] + cell[0];
+  if (f == 0) return cell[0] + cell[stride] - cell[2 * stride] - cell[2 * stride];
+  if (f == 1) return cell[0] - cell[stride];
+  if (f == 2) return cell[2 * stride] * static_cast<float>(D + 1);
+  return cell[f * stride] - cell[2 * stride];
 }
 
 }  // namespace deeplab_fast

@@ -46,12 +46,16 @@ struct Lattice {
   int64_t vertices = 0;
   int64_t extra = 0;
 
-  Buffer<int32_t> vertex;  // [points][corners]
-  Buffer<float> weight;    // [points][corners] barycentric coordinates
+  // The points of a block, grouped by the simplex that they lie in; a block's simplices by how many points they have.
+  std::vector<int64_t> first_simplex;  // [blocks + 1]
+  Buffer<uint16_t> simplex_size;       // [simplices] points of the block
+  Buffer<int32_t> vertex;              // [simplices][corners]
   // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
   // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
   // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
-  Buffer<int32_t> row;              // [points][corners]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> row;              // [simplices][corners]: the vertex, or the chunk's extra row for it
+  Buffer<uint16_t> place;           // [points] simplex after simplex: a point's place in its block
+  Buffer<float> weight;             // [points][corners] in that order: barycentric coordinates; and kWeightPadding
   Buffer<int32_t> extra_vertex;     // [extra] ascending
   std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
   std::vector<Chains> chains;       // [corners]; empty for two dimensions, which have bands
@@ -60,10 +64,25 @@ struct Lattice {
 
   int64_t rows() const { return vertices + extra; }
   LatticeView view() const;
+  // [points][corners], in the order of the points.
+  void unpack_vertices(int32_t* out) const;
+  void unpack_weights(float* out) const;
   // [vertices][dimensions] coordinates (the last one, minus their sum, is left out) and [corners][2][vertices]
   // neighbours.
   void unpack_keys(int32_t* keys) const;
   void neighbours(int32_t* out) const;
+
+ private:
+  // Calls body(point, simplex, position), the point's position among the points simplex after simplex.
+  template <class Body>
+  void each_point(Body&& body) const {
+    for (const PointBlock& block : order->blocks) {
+      int64_t position = block.begin;
+      for (int64_t simplex = first_simplex[block.number]; simplex < first_simplex[block.number + 1]; ++simplex)
+        for (int left = simplex_size[simplex]; left > 0; --left, ++position)
+          body(block.point(place[position]), simplex, position);
+    }
+  }
 };
 
 // Call before splatting: clears the rows that no splat will set.

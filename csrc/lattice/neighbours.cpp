@@ -123,6 +123,18 @@ void Lattice::unpack_keys(int32_t* out) const {
   }
 }
 
+void Lattice::unpack_vertices(int32_t* out) const {
+  each_point([&](int64_t point, int64_t simplex, int64_t) {
+    std::copy_n(&vertex[simplex * corners], corners, out + point * corners);
+  });
+}
+
+void Lattice::unpack_weights(float* out) const {
+  each_point([&](int64_t point, int64_t, int64_t position) {
+    std::copy_n(&weight[position * corners], corners, out + point * corners);
+  });
+}
+
 void Lattice::neighbours(int32_t* out) const {
   if (dimensions == 2) {
     std::copy(bands.neighbour.begin(), bands.neighbour.end(), out);

@@ -16,16 +16,23 @@ inline int row_lanes(int channels) {
   return (channels + 7) / 8 * 8;
 }
 
-// A lattice as splat and slice see it. A corner of a point is one of the D+1 vertices that it touches.
+// Floats beyond the last point's weights that are read with them.
+constexpr int kWeightPadding = 8;
+
+// A lattice as splat and slice see it. The points of a block that lie in one simplex follow each other, so that the
+// rows of its D+1 vertices (their corners) are read or written once for all of them.
 struct LatticeView {
-  int32_t corners;        // of a point, D+1
-  bool scattered;         // there are nearly as many vertices as points: neighbouring points share few
-  const int32_t* vertex;  // [points][corners] row to slice from
-  const int32_t* row;     // [points][corners] row to splat into; complemented (< 0) where it is the first to do so
-  const float* weight;    // [points][corners] barycentric
-  const float* before;    // [points] factor before the splat, or null
-  const float* after;     // [points] factor after the slice, or null
-  float scale;            // of the slice, and of a Potts compatibility
+  int32_t corners;
+  bool scattered;                // there are nearly as many vertices as points: first splats are frequent
+  const int64_t* first_simplex;  // [blocks + 1]
+  const uint16_t* size;          // [simplices] points of the block that lie in it
+  const int32_t* vertex;         // [simplices][corners] row to slice from
+  const int32_t* row;            // [simplices][corners] row to splat into; complemented (< 0) if the first to do so
+  const uint16_t* place;         // [points] simplex after simplex: the point's place in its block
+  const float* weight;           // [points][corners] simplex after simplex: barycentric; kWeightPadding more are read
+  const float* before;           // [points] in visiting order: factor before the splat, or null
+  const float* after;            // [points] in visiting order: factor after the slice, or null
+  float scale;                   // of the slice, and of a Potts compatibility
 };
 
 // Blur of consecutive vertices along one axis, out of place. Vertex v is at base + v * stride in each of the buffers.
@@ -39,28 +46,29 @@ struct BlurRow {
   int32_t lanes;
 };
 
-// What a tile of points adds to the gradient of a loss to the barycentric weights. Rows are [count][lanes].
+// What a block of points adds to the gradient of a loss to the barycentric weights. Rows are [count][lanes].
 struct WeightGradient {
   const float* sliced;    // rows: the gradient to what is sliced
   const float* splatted;  // rows: what was splatted
   const float* blurred;   // vertex rows: filtered, of what was splatted
   const float* back;      // vertex rows: filtered in reverse, of the gradient
   float scale;
-  float* weight_grad;  // [points][corners], added to
+  float* weight_grad;  // [points][corners] simplex after simplex, added to
 };
 
 struct RowKernels {
   const char* set;
-  // rows[row[p][j]] += weight[p][j] * before[p] * source[p], or = at the first splat into that row
-  void (*splat)(const LatticeView& view, PointTile tile, int lanes, const float* source, float* rows);
+  // Of the points p of a block: rows[row[p][j]] += weight[p][j] * before[p] * source[p], or = at the first splat
+  void (*splat)(const LatticeView& view, const PointBlock& block, int lanes, const float* source, float* rows);
   // out[p] = scale * after[p] * sum_j weight[p][j] * rows[vertex[p][j]]
-  void (*slice)(const LatticeView& view, PointTile tile, int lanes, const float* rows, float* out);
+  void (*slice)(const LatticeView& view, const PointBlock& block, int lanes, const float* rows, float* out);
   // Blurs chains in place (see Lattice::Chains); `lanes` of a row of `stride` floats.
   void (*blur)(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows);
   void (*blur_row)(const BlurRow& row);
   // rows[target[i]] += rows[first + i], for i in [begin, end)
   void (*fold)(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows);
-  void (*add_weight_gradient)(const LatticeView& view, PointTile tile, int lanes, const WeightGradient& gradient);
+  void (*add_weight_gradient)(const LatticeView& view, const PointBlock& block, int lanes,
+                              const WeightGradient& gradient);
 };
 const RowKernels& row_kernels();
 

@@ -1,4 +1,4 @@
-// A point's share of splat and slice, on a block of N vectors of W labels that stay in registers.
+// Rows of labels as blocks of N vectors of W lanes that stay in registers.
 // Included only by *_isa.cpp files.
 #pragma once
 
@@ -8,17 +8,26 @@
 namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
 
+// kWidest: floats of a vector. kRegisterLanes: lanes of which the rows of a simplex of six corners stay in registers.
 #if defined(__AVX512F__)
-constexpr int kWidest = 16;
+constexpr int kWidest = 16, kRegisterLanes = 32;
+#elif defined(__AVX2__)
+constexpr int kWidest = 8, kRegisterLanes = 16;
+#elif defined(__aarch64__)
+constexpr int kWidest = 4, kRegisterLanes = 16;
 #else
-constexpr int kWidest = 8;
+constexpr int kWidest = 4, kRegisterLanes = 8;
 #endif
 
 // Calls body.template run<W, N>(first_lane) for blocks that cover `lanes` (1, 4, or a multiple of 8).
 template <class Body>
 DEEPLAB_FAST_INLINE void for_lane_blocks(int lanes, Body&& body) {
   int lane = 0;
-  for (; lane + 32 <= lanes; lane += 32) body.template run<kWidest, 32 / kWidest>(lane);
+  if constexpr (kWidest == 4) {
+    for (; lane + 8 <= lanes; lane += 8) body.template run<4, 2>(lane);
+  } else {
+    for (; lane + 32 <= lanes; lane += 32) body.template run<kWidest, 32 / kWidest>(lane);
+  }
   switch (lanes - lane) {
     case 0:
       return;
@@ -26,60 +35,68 @@ DEEPLAB_FAST_INLINE void for_lane_blocks(int lanes, Body&& body) {
       return body.template run<1, 1>(lane);
     case 4:
       return body.template run<4, 1>(lane);
-    case 8:
-      return body.template run<8, 1>(lane);
-    case 16:
-      return body.template run<kWidest, 16 / kWidest>(lane);
     default:
-      return body.template run<8, 3>(lane);
+      break;
+  }
+  if constexpr (kWidest > 4) {
+    switch (lanes - lane) {
+      case 8:
+        return body.template run<8, 1>(lane);
+      case 16:
+        return body.template run<kWidest, 16 / kWidest>(lane);
+      default:
+        return body.template run<8, 3>(lane);
+    }
   }
 }
 
-template <int W, int N>
+// N vectors of W lanes, and with kHalf one of W / 2.
+template <int W, int N, bool kHalf = false>
 struct Block {
+  static constexpr int kLanes = W * N + (kHalf ? W / 2 : 0);
+  static constexpr int kTail = kHalf ? W / 2 : 1;
   typename Vec<W>::type v[N];
+  typename Vec<kTail>::type tail;
 
   static DEEPLAB_FAST_INLINE Block zero() {
     Block block;
     for (int n = 0; n < N; ++n) block.v[n] = broadcast<W>(0.0f);
+    if constexpr (kHalf) block.tail = broadcast<kTail>(0.0f);
     return block;
   }
   static DEEPLAB_FAST_INLINE Block from(const float* memory) {
     Block block;
     for (int n = 0; n < N; ++n) block.v[n] = load<W>(memory + n * W);
+    if constexpr (kHalf) block.tail = load<kTail>(memory + N * W);
     return block;
   }
   DEEPLAB_FAST_INLINE void to(float* memory) const {
     for (int n = 0; n < N; ++n) store<W>(memory + n * W, v[n]);
+    if constexpr (kHalf) store<kTail>(memory + N * W, tail);
   }
-  DEEPLAB_FAST_INLINE void add(const float* memory) {
-    for (int n = 0; n < N; ++n) v[n] = v[n] + load<W>(memory + n * W);
+  DEEPLAB_FAST_INLINE void add(const float* memory) { add(from(memory)); }
+  DEEPLAB_FAST_INLINE void add(const Block& other) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] + other.v[n];
+    if constexpr (kHalf) tail = tail + other.tail;
   }
-  DEEPLAB_FAST_INLINE void add_scaled(float scale, const float* memory) {
-    for (int n = 0; n < N; ++n) v[n] = v[n] + scale * load<W>(memory + n * W);
+  DEEPLAB_FAST_INLINE void multiply(float factor) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] * factor;
+    if constexpr (kHalf) tail = tail * factor;
   }
+  DEEPLAB_FAST_INLINE void multiply(const Block& other) {
+    for (int n = 0; n < N; ++n) v[n] = v[n] * other.v[n];
+    if constexpr (kHalf) tail = tail * other.tail;
+  }
+  DEEPLAB_FAST_INLINE void add_scaled(float scale, const float* memory) { add_scaled(scale, from(memory)); }
   DEEPLAB_FAST_INLINE void add_scaled(float scale, const Block& other) {
     for (int n = 0; n < N; ++n) v[n] = v[n] + scale * other.v[n];
+    if constexpr (kHalf) tail = tail + scale * other.tail;
   }
   DEEPLAB_FAST_INLINE void add_scaled_if(uint32_t keep, float scale, const Block& other) {
     for (int n = 0; n < N; ++n) v[n] = v[n] + scale * keep_or_zero<W>(other.v[n], keep);
+    if constexpr (kHalf) tail = tail + scale * keep_or_zero<kTail>(other.tail, keep);
   }
 };
-
-// Calls body(count, scattered) with constants for the kernels of images (2 and 5 dimensions), so that loops over
-// corners unroll; else with a count of 0, which stands for view.corners.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-template <class Body>
-DEEPLAB_FAST_INLINE void by_shape(const LatticeView& view, Body&& body) {
-  if (view.corners == 6 && view.scattered) return body(Constant<6>(), Constant<1>());
-  if (view.corners == 6) return body(Constant<6>(), Constant<0>());
-  if (view.corners == 3 && view.scattered) return body(Constant<3>(), Constant<1>());
-  if (view.corners == 3) return body(Constant<3>(), Constant<0>());
-  body(Constant<0>(), Constant<1>());
-}
 
 // rows + index * stride, kept as one pointer: the compiler would else keep one per vector of the row, and run out of
 // registers.
@@ -90,39 +107,8 @@ DEEPLAB_FAST_INLINE Float* row_at(Float* rows, int64_t index, int64_t stride) {
   return row;
 }
 
-// Sum of rows of vertices, weighted.
-template <int W, int N>
-DEEPLAB_FAST_INLINE Block<W, N> slice_rows(int count, const int32_t* vertex, const float* weight, const float* rows,
-                                           int64_t stride) {
-  Block<W, N> sum = Block<W, N>::zero();
-  for (int j = 0; j < count; ++j) sum.add_scaled(weight[j], row_at(rows, vertex[j], stride));
-  return sum;
-}
 // 256 bytes of zeros, more than a block.
 alignas(64) inline constexpr float kZeros[64] = {};
-
-// row += weight * value; or, at the first splat into the row (a complemented number), row = weight * value, so that
-// rows need no clearing. kScattered: first splats are frequent, a jump would be mispredicted; read zeros from
-// elsewhere.
-template <int W, int N, bool kScattered>
-DEEPLAB_FAST_INLINE void add_to_row(int32_t target, float weight, const Block<W, N>& value, float* rows,
-                                    int64_t stride) {
-  if (kScattered) {
-    float* row = row_at(rows, target ^ target >> 31, stride);
-    Block<W, N> sum = Block<W, N>::from(target < 0 ? kZeros : row);
-    sum.add_scaled(weight, value);
-    sum.to(row);
-  } else if (__builtin_expect(target >= 0, 1)) {
-    float* row = row_at(rows, target, stride);
-    Block<W, N> sum = Block<W, N>::from(row);
-    sum.add_scaled(weight, value);
-    sum.to(row);
-  } else {
-    Block<W, N> sum = Block<W, N>::zero();
-    sum.add_scaled(weight, value);
-    sum.to(row_at(rows, ~target, stride));
-  }
-}
 
 }  // namespace DEEPLAB_FAST_ISA_NAME
 }  // namespace deeplab_fast

@@ -1,6 +1,7 @@
 // Splat, blur and slice of rows of labels. Compiled per instruction set.
 #include "isa/isa.h"
 #include "lattice/rows.h"
+#include "lattice/simplex_rows.h"
 
 namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
@@ -8,46 +9,38 @@ namespace {
 
 struct Splat {
   const LatticeView& view;
-  PointTile tile;
+  const PointBlock& block;
   int64_t lanes;
   const float* source;
   float* rows;
-  template <int W, int N>
-  DEEPLAB_FAST_INLINE void run(int lane) const {
-    by_shape(view, [&](auto constant_count, auto scattered) {
-      const int count = constant_count.value > 0 ? constant_count.value : view.corners;
-      for (int p = 0; p < tile.count; ++p) {
-        const int64_t point = tile.first + p;
-        const int32_t* target = view.row + point * count;
-        const float* weight = view.weight + point * count;
-        Block<W, N> value = Block<W, N>::from(source + p * lanes + lane);
-        if (view.before != nullptr)
-          for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * view.before[point];
-        for (int j = 0; j < count; ++j)
-          add_to_row<W, N, scattered.value != 0>(target[j], weight[j], value, rows + lane, lanes);
-      }
+  template <int kLanes>
+  DEEPLAB_FAST_INLINE void run(int first) const {
+    const float *from = source + first, *before = view.before != nullptr ? view.before + block.begin : nullptr;
+    by_corners(view.corners, [&](auto corners) {
+      splat_lanes<kLanes, corners.value>(view, block, rows + first, lanes, [=](int64_t place, int lane, auto value) {
+        value = value.from(from + place * lanes + lane);
+        if (before != nullptr) value.multiply(before[place]);
+        return value;
+      });
     });
   }
 };
 
 struct Slice {
   const LatticeView& view;
-  PointTile tile;
+  const PointBlock& block;
   int64_t lanes;
   const float* rows;
   float* out;
-  template <int W, int N>
-  DEEPLAB_FAST_INLINE void run(int lane) const {
-    by_shape(view, [&](auto constant_count, auto) {
-      const int count = constant_count.value > 0 ? constant_count.value : view.corners;
-      for (int p = 0; p < tile.count; ++p) {
-        const int64_t point = tile.first + p;
-        Block<W, N> value =
-            slice_rows<W, N>(count, view.vertex + point * count, view.weight + point * count, rows + lane, lanes);
-        const float factor = view.scale * (view.after != nullptr ? view.after[point] : 1.0f);
-        for (int n = 0; n < N; ++n) value.v[n] = value.v[n] * factor;
-        value.to(out + p * lanes + lane);
-      }
+  template <int kLanes>
+  DEEPLAB_FAST_INLINE void run(int first) const {
+    const float scale = view.scale, *after = view.after != nullptr ? view.after + block.begin : nullptr;
+    float* to = out + first;
+    by_corners(view.corners, [&](auto corners) {
+      slice_lanes<kLanes, corners.value>(view, block, rows + first, lanes, [=](int64_t place, int lane, auto sum) {
+        sum.multiply(after != nullptr ? scale * after[place] : scale);
+        sum.to(to + place * lanes + lane);
+      });
     });
   }
 };
@@ -120,22 +113,25 @@ struct Fold {
 
 struct AddWeightGradient {
   const LatticeView& view;
-  PointTile tile;
+  const PointBlock& block;
   int64_t lanes;
   const WeightGradient& gradient;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    for (int p = 0; p < tile.count; ++p) {
-      const int64_t point = tile.first + p;
-      const Block<W, N> sliced = Block<W, N>::from(gradient.sliced + p * lanes + lane);
-      const Block<W, N> splatted = Block<W, N>::from(gradient.splatted + p * lanes + lane);
-      for (int j = 0; j < view.corners; ++j) {
-        const int64_t vertex = view.vertex[point * view.corners + j];
-        const Block<W, N> blurred = Block<W, N>::from(row_at(gradient.blurred + lane, vertex, lanes));
-        const Block<W, N> back = Block<W, N>::from(row_at(gradient.back + lane, vertex, lanes));
-        typename Vec<W>::type product = broadcast<W>(0.0f);
-        for (int n = 0; n < N; ++n) product = product + sliced.v[n] * blurred.v[n] + splatted.v[n] * back.v[n];
-        gradient.weight_grad[point * view.corners + j] += gradient.scale * reduce<W>(product, Add());
+    SimplexWalk walk(view, block, view.vertex);
+    float* out = gradient.weight_grad + block.begin * view.corners;
+    for (; walk.size < walk.size_end; ++walk.size, walk.row += view.corners) {
+      for (int left = *walk.size; left > 0; --left, ++walk.place, out += view.corners) {
+        const int64_t offset = *walk.place * lanes + lane;
+        const Block<W, N> sliced = Block<W, N>::from(gradient.sliced + offset);
+        const Block<W, N> splatted = Block<W, N>::from(gradient.splatted + offset);
+        for (int j = 0; j < view.corners; ++j) {
+          const Block<W, N> blurred = Block<W, N>::from(row_at(gradient.blurred + lane, walk.row[j], lanes));
+          const Block<W, N> back = Block<W, N>::from(row_at(gradient.back + lane, walk.row[j], lanes));
+          typename Vec<W>::type product = broadcast<W>(0.0f);
+          for (int n = 0; n < N; ++n) product = product + sliced.v[n] * blurred.v[n] + splatted.v[n] * back.v[n];
+          out[j] += gradient.scale * reduce<W>(product, Add());
+        }
       }
     }
   }
@@ -143,11 +139,18 @@ struct AddWeightGradient {
 
 }  // namespace
 
-void splat(const LatticeView& view, PointTile tile, int lanes, const float* source, float* rows) {
-  for_lane_blocks(lanes, Splat{view, tile, lanes, source, rows});
+void splat(const LatticeView& view, const PointBlock& block, int lanes, const float* source, float* rows) {
+  if (lanes > 1) return for_walks(lanes, Splat{view, block, lanes, source, rows});
+  if (view.before == nullptr) return splat_one(view, block, source, rows);
+  float scaled[kMostInBlock];
+  for (int p = 0; p < block.count(); ++p) scaled[p] = view.before[block.begin + p] * source[p];
+  splat_one(view, block, scaled, rows);
 }
-void slice(const LatticeView& view, PointTile tile, int lanes, const float* rows, float* out) {
-  for_lane_blocks(lanes, Slice{view, tile, lanes, rows, out});
+void slice(const LatticeView& view, const PointBlock& block, int lanes, const float* rows, float* out) {
+  if (lanes > 1) return for_walks(lanes, Slice{view, block, lanes, rows, out});
+  slice_one(view, block, rows, out);
+  for (int p = 0; p < block.count(); ++p)
+    out[p] *= view.scale * (view.after != nullptr ? view.after[block.begin + p] : 1.0f);
 }
 void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
   if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
@@ -158,8 +161,8 @@ void blur_row(const BlurRow& row) {
 void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
   if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
 }
-void add_weight_gradient(const LatticeView& view, PointTile tile, int lanes, const WeightGradient& gradient) {
-  for_lane_blocks(lanes, AddWeightGradient{view, tile, lanes, gradient});
+void add_weight_gradient(const LatticeView& view, const PointBlock& block, int lanes, const WeightGradient& gradient) {
+  for_lane_blocks(lanes, AddWeightGradient{view, block, lanes, gradient});
 }
 
 extern const RowKernels row_kernels;

@@ -42,17 +42,6 @@ struct Key {
   }
 };
 
-// Field f of the vertex with remainder 0 in the given cell (coordinates divided by D+1):
-//   D = 1: x_0;  else (x_0 + x_1 - 2 x_2) / (D+1), (x_0 - x_1) / (D+1), x_2, (x_f - x_2) / (D+1) for f > 2.
-template <class T>
-inline T field_of_cell(int f, int D, const T* cell, int64_t stride) {
-  if (D == 1) return 2 * cell[0];
-  if (f == 0) return cell[0] + cell[stride] - 2 * cell[2 * stride];
-  if (f == 1) return cell[0] - cell[stride];
-  if (f == 2) return (D + 1) * cell[2 * stride];
-  return cell[f * stride] - cell[2 * stride];
-}
-
 // Change of field f on the step from the vertex of remainder k to that of k+1 whose largest remaining difference is on
 // `axis`; also, the step to the next vertex of a blur chain (all coordinates + 1, the axis' own - D).
 inline int64_t field_step(int f, int D, int axis) {

@@ -197,7 +197,7 @@ void softmax_columns(const SoftmaxRow& work, const Mixer<W>& mixer, float* tile)
   V sum = V{};
   for (int k = 0; k < classes; ++k) {
     float* entry = tile + k * work.tile_width;
-    const V power = exp_nonpositive<W>(load<W>(entry) - largest);  // NaN and +inf become NaN, and so does the sum
+    const V power = exp_of<W>(load<W>(entry) - largest);  // NaN and +inf become NaN, and so does the sum
     store<W>(entry, power);
     sum = sum + power;
   }
