@@ -6,6 +6,7 @@ Nothing here looks at elements, so the checks also run on the tensors without da
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ from deeplab_fast._arguments import check_floating, shape_of
 
 Pair = int | Sequence[int]
 Size = int | Sequence[int]
+
+
+class Geometry(NamedTuple):
+    """Where the windows of a convolution lie; each [vertical, horizontal]."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+
+class Epilogue(NamedTuple):
+    """What `atrous_conv2d` does with the result of the convolution: relu(scale · result + bias + residual)."""
+
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    residual: Tensor | None = None
+    relu: bool = False
 
 
 def check_aspp_arguments(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> None:
@@ -38,33 +56,24 @@ def check_aspp_arguments(x: Tensor, weights: Sequence[Tensor], bias: Tensor | No
 
 
 def check_atrous_arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    scale: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[list[int], list[int], list[int]]:
-    """Raise TypeError or ValueError for what `atrous_conv2d` cannot take.
-
-    Returns:
-        stride, padding and dilation, each as [vertical, horizontal].
-    """
+    x: Tensor, weight: Tensor, stride: Pair, padding: Pair | str, dilation: Pair, epilogue: Epilogue
+) -> Geometry:
+    """Raise TypeError or ValueError for what `atrous_conv2d` cannot take; return what its ops take."""
     _check_maps("x", x)
     _check_weight("weight", weight, x)
-    _check_vector("bias", bias, weight, x)
-    _check_vector("scale", scale, weight, x)
+    _check_vector("bias", epilogue.bias, weight, x)
+    _check_vector("scale", epilogue.scale, weight, x)
     strides = pair("stride", stride, least=1)
     dilations = pair("dilation", dilation, least=1)
     paddings = padding_of(padding, weight, strides, dilations)
-    size = output_size(x, weight, strides, paddings, dilations)
+    geometry = Geometry(strides, paddings, dilations)
+    size = output_size(x, weight, geometry)
     if min(size) < 1:
         raise ValueError(
             f"x: shape is {shape_of(x)}, too small for weight {shape_of(weight)} with stride {strides}, padding "
             f"{paddings} and dilation {dilations}: the output would be {size[0]} x {size[1]}"
         )
+    residual = epilogue.residual
     if residual is not None:
         check_floating("residual", residual)
         wanted = (x.shape[0], weight.shape[0], *size)
@@ -72,7 +81,7 @@ def check_atrous_arguments(
             raise ValueError(f"residual: shape is {shape_of(residual)}, should be {tuple(wanted)}, that of the output")
         if residual.device != x.device:
             raise ValueError(f"residual: device is {residual.device}, should be {x.device}, that of x")
-    return strides, paddings, dilations
+    return geometry
 
 
 def check_upsample_arguments(logits: Tensor, size: Size) -> tuple[int, int]:
@@ -82,10 +91,9 @@ def check_upsample_arguments(logits: Tensor, size: Size) -> tuple[int, int]:
     return height, width
 
 
-def output_size(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
+def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int]:
     """Height and width of a convolution's output."""
+    stride, padding, dilation = geometry
     height, width = (
         (x.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in range(2)
@@ -103,19 +111,14 @@ def live_taps(size: int, kernel: int, stride: int, padding: int, dilation: int) 
             yield tap, slice(first, end), slice(first * stride + offset, (end - 1) * stride + offset + 1, stride)
 
 
-def every_tap_meets(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> bool:
+def every_tap_meets(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether every tap lies inside the map, x, for some outputs."""
-    axes = _axes(x, weight, stride, padding, dilation)
-    return all(sum(1 for _ in live_taps(*axis)) == axis[1] for axis in axes)
+    return all(sum(1 for _ in live_taps(*axis)) == axis[1] for axis in axes(x, weight, geometry))
 
 
-def every_window_meets(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> bool:
+def every_window_meets(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether every output has a tap inside the map, x."""
-    return all(_windows_meet(*axis) for axis in _axes(x, weight, stride, padding, dilation))
+    return all(_windows_meet(*axis) for axis in axes(x, weight, geometry))
 
 
 def _windows_meet(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
@@ -129,10 +132,9 @@ def _windows_meet(size: int, kernel: int, stride: int, padding: int, dilation: i
     return met == (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _axes(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[tuple[int, int, int, int, int]]:
-    return list(zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True))
+def axes(x: Tensor, weight: Tensor, geometry: Geometry) -> list[tuple[int, int, int, int, int]]:
+    """Of each: size of the map, size of the kernel, stride, padding, dilation."""
+    return list(zip(x.shape[2:], weight.shape[2:], *geometry, strict=True))
 
 
 def format_of(x: Tensor) -> torch.memory_format:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._conv_arguments import every_window_meets
+from deeplab_fast._conv_arguments import Epilogue, Geometry, every_window_meets
 from deeplab_fast.ops import onednn
 from deeplab_fast.ops.define import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
@@ -145,68 +145,38 @@ def _shapes(weights: Sequence[Tensor], rates: Sequence[int]) -> tuple[list[int],
 # --- atrous_conv2d -------------------------------------------------------------------------------------------------
 
 
-def atrous_conv2d(*arguments: Any) -> Tensor:
-    """The op on a CPU."""
-    return _atrous_conv2d(*arguments, keep_packed=False)
-
-
-def atrous_conv2d_inference(*arguments: Any) -> Tensor:
-    """As `atrous_conv2d`; packed weights are kept for the next call."""
-    return _atrous_conv2d(*arguments, keep_packed=True)
-
-
-def _atrous_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
-    *,
-    keep_packed: bool,
+def atrous_conv2d(
+    x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue, *, keep_packed: bool = False
 ) -> Tensor:
-    path = REFERENCE if x.numel() == 0 else atrous_path(x, weight, stride, padding, dilation)
+    """The op on a CPU."""
+    path = REFERENCE if x.numel() == 0 else atrous_path(x, weight, geometry)
     if path == WINOGRAD:
-        return _winograd(x, weight, bias, scale, residual, dilation, relu)
+        return _winograd(x, weight, geometry.dilation, epilogue)
+    scale = epilogue.scale
     dtype = x.dtype if path == ONEDNN else torch.float32
     padded = None
     if path != REFERENCE:
-        padded = onednn.pad_where_windows_miss(x.to(dtype), weight, stride, padding, dilation)
+        padded = onednn.pad_where_windows_miss(x.to(dtype), weight, geometry)
     if padded is None:
-        out = reference.atrous_conv2d(
-            x, weight, bias, stride, padding, dilation, scale=scale, residual=residual, relu=relu
-        )
-        return out.contiguous(memory_format=format_of(x))
-    source, padding = padded
-    geometry = (stride, padding, dilation)
+        return reference.atrous_conv2d_forward(x, weight, geometry, epilogue)
+    source, geometry = padded
     packed = packed_for(
-        ("oneDNN", *stride, *padding, *dilation),
+        ("oneDNN", *geometry.stride, *geometry.padding, *geometry.dilation),
         [weight] if scale is None else [weight, scale],
-        lambda: onednn.pack(_scaled(weight, scale).to(dtype), source, *geometry),
+        lambda: onednn.pack(_scaled(weight, scale).to(dtype), source, geometry),
         keep_packed and dtype != torch.float32,
     )
-    out = onednn.convolution(source, packed, bias, residual, *geometry, relu)
+    out = onednn.convolution(source, packed, geometry, epilogue)
     return out.to(x.dtype).contiguous(memory_format=format_of(x))
 
 
-def _winograd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    dilation: Sequence[int],
-    relu: bool,
-) -> Tensor:
+def _winograd(x: Tensor, weight: Tensor, rates: Sequence[int], epilogue: Epilogue) -> Tensor:
     # Packing takes 2 to 8 % of the time, and packed weights nearly twice the memory of weights: they are not kept.
-    bias, scale = (onednn.vector(values, torch.float32) for values in (bias, scale))
+    bias, scale = (onednn.vector(values, torch.float32) for values in (epilogue.bias, epilogue.scale))
     packed = _internal.winograd_pack_cpu(weight.float(), scale)
     out = torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], dtype=torch.float32, memory_format=format_of(x))
-    residual = None if residual is None else residual.float()
-    _internal.winograd_conv2d_cpu(x.float(), packed, bias, residual, relu, *dilation, out)
+    residual = None if epilogue.residual is None else epilogue.residual.float()
+    _internal.winograd_conv2d_cpu(x.float(), packed, bias, residual, epilogue.relu, *rates, out)
     return out.to(x.dtype)
 
 
@@ -215,70 +185,50 @@ def atrous_conv2d_backward(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    geometry: Geometry,
     need_x: bool,
     need_weight: bool,
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight) on a CPU: the gradient to x, where needed, and to the weight as if scale were 1."""
-    geometry = (stride, padding, dilation)
-    path = atrous_backward_path(grad, x, weight, *geometry)
+    path = atrous_backward_path(grad, x, weight, geometry)
     if path == REFERENCE or x.numel() == 0:
-        return reference.atrous_conv2d_backward(grad, x, weight, scale, *geometry, need_x, need_weight)
+        return reference.atrous_conv2d_backward(grad, x, weight, scale, geometry, need_x, need_weight)
     result = []
     if need_x:
-        to_x = _atrous_backward_x(grad, x, weight, scale, *geometry)
+        to_x = _atrous_backward_x(grad, x, weight, scale, geometry)
         result.append(to_x.to(x.dtype).contiguous(memory_format=format_of(x)))
     if need_weight:
-        to_weight = _atrous_backward_weight(grad, x, weight, *geometry, path)
+        to_weight = _atrous_backward_weight(grad, x, weight, geometry, path)
         result.append(to_weight.to(weight.dtype).contiguous())
     return result
 
 
-def _atrous_backward_x(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _atrous_backward_x(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
     # Where the stride is 1 and the padding "same", the gradient to x is a convolution with the turned kernel.
-    path = atrous_path(grad, weight.transpose(0, 1), stride, padding, dilation)
+    path = atrous_path(grad, weight.transpose(0, 1), geometry)
     scaled = _scaled(weight, scale)
     if path == WINOGRAD:
-        return _winograd(grad, scaled.transpose(0, 1).flip(2, 3), None, None, None, dilation, relu=False)
+        return _winograd(grad, scaled.transpose(0, 1).flip(2, 3), geometry.dilation, Epilogue())
     dtype = grad.dtype if path == ONEDNN else torch.float32
-    geometry = (stride, padding, dilation)
-    if not every_window_meets(x, weight, *geometry):
-        return convolution.conv2d_backward_x(grad.float(), x, scaled.float(), *geometry)
-    to_x, _ = onednn.convolution_backward(grad.to(dtype), x.to(dtype), scaled.to(dtype), *geometry, True, False)
+    if not every_window_meets(x, weight, geometry):
+        return convolution.conv2d_backward_x(grad.float(), x, scaled.float(), geometry)
+    to_x, _ = onednn.convolution_backward(grad.to(dtype), x.to(dtype), scaled.to(dtype), geometry, True, False)
     assert to_x is not None
     return to_x
 
 
-def _atrous_backward_weight(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    path: str,
-) -> Tensor:
+def _atrous_backward_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, path: str) -> Tensor:
     if path == TAPS:
         sums = torch.empty(weight.shape, dtype=torch.float32)
-        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), list(dilation), [sums])
+        _internal.aspp_sum_backward_weights_cpu(_as_native(grad), _as_native(x), list(geometry.dilation), [sums])
         return sums
     dtype = grad.dtype if path in (GEMM, ONEDNN) else torch.float32
-    arguments = (grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, dilation)
+    grad, x, weight = grad.to(dtype), x.to(dtype), weight.to(dtype)
     if path in (GEMM, GEMM_FLOAT):
-        if weight.shape[2] == weight.shape[3] == 1 and max(stride) == 1 and max(padding) == 0:
-            return (_pixels(arguments[0]).t() @ _pixels(arguments[1]))[:, :, None, None]
-        return convolution.conv2d_backward_weight(*arguments)
-    _, to_weight = onednn.convolution_backward(*arguments, False, True)
+        if weight.shape[2] == weight.shape[3] == 1 and max(geometry.stride) == 1 and max(geometry.padding) == 0:
+            return (_pixels(grad).t() @ _pixels(x))[:, :, None, None]
+        return convolution.conv2d_backward_weight(grad, x, weight, geometry)
+    _, to_weight = onednn.convolution_backward(grad, x, weight, geometry, False, True)
     assert to_weight is not None
     return to_weight
 

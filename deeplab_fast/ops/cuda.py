@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import _native
+from deeplab_fast._conv_arguments import Epilogue, Geometry
 from deeplab_fast.ops import define
 from deeplab_fast.ops.packing import packed_for
 
@@ -54,14 +55,14 @@ def atrous_conv2d_inference(reference: Callable) -> Callable:
     """The launcher of atrous_conv2d, with packed weights that are kept for the next call."""
 
     @wraps(reference)
-    def run(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    def run(x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
         if not _takes(x):
-            return reference(x, weight, *arguments)
+            return reference(x, weight, geometry, epilogue)
         kernels = _module("atrous_conv2d")
         packed = weight
         if weight.dtype != x.dtype or not weight.is_contiguous(memory_format=torch.channels_last):
             packed = _packed(x, [weight], lambda: kernels.pack(weight, x.dtype))
-        return kernels.forward(x, weight, *arguments, packed=packed)
+        return kernels.forward(x, weight, geometry, epilogue, packed=packed)
 
     return run
 

@@ -5,13 +5,11 @@ Sums are in float32 for 16-bit inputs, and rounded once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from deeplab_fast._arguments import sum_dtype
-from deeplab_fast._conv_arguments import Pair, check_atrous_arguments, format_of
+from deeplab_fast._conv_arguments import Epilogue, Geometry, Pair, check_atrous_arguments, format_of
 from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
 
 
@@ -31,9 +29,9 @@ def atrous_conv2d(
 
     x (N, C, H, W), weight (K, C, kh, kw), bias (K,), scale (K,), residual (N, K, H', W') -> (N, K, H', W')
     """
-    stride, padding, dilation = check_atrous_arguments(x, weight, bias, stride, padding, dilation, scale, residual)
+    geometry = check_atrous_arguments(x, weight, stride, padding, dilation, Epilogue(bias, scale, residual, relu))
     dtype = sum_dtype(x)
-    out = conv2d(x.to(dtype), weight.to(dtype), stride, padding, dilation)
+    out = conv2d(x.to(dtype), weight.to(dtype), geometry)
     if scale is not None:
         out = out * scale.to(dtype)[:, None, None]
     if bias is not None:
@@ -43,14 +41,19 @@ def atrous_conv2d(
     return (out.relu() if relu else out).to(x.dtype)
 
 
+def atrous_conv2d_forward(x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+    """`atrous_conv2d` of grouped arguments, in the memory format of x."""
+    bias, scale, residual, relu = epilogue
+    out = atrous_conv2d(x, weight, bias, *geometry, scale=scale, residual=residual, relu=relu)
+    return out.contiguous(memory_format=format_of(x))
+
+
 def atrous_conv2d_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    geometry: Geometry,
     need_x: bool,
     need_weight: bool,
 ) -> list[Tensor]:
@@ -59,13 +62,13 @@ def atrous_conv2d_backward(
     The former in the memory format of x, the latter contiguous.
     """
     dtype = sum_dtype(grad)
-    grad, geometry, result = grad.to(dtype), (stride, padding, dilation), []
+    grad, result = grad.to(dtype), []
     if need_x:
         scaled = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None, None, None]
-        to_x = conv2d_backward_x(grad, x, scaled, *geometry)
+        to_x = conv2d_backward_x(grad, x, scaled, geometry)
         result.append(to_x.to(x.dtype).contiguous(memory_format=format_of(x)))
     if need_weight:
-        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, *geometry).to(weight.dtype).contiguous())
+        result.append(conv2d_backward_weight(grad, x.to(dtype), weight, geometry).to(weight.dtype).contiguous())
     return result
 
 
