@@ -146,6 +146,11 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).contiguous(memory_format=LAST)
 
 
+def is_packed(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `weight` is what `pack` makes of it."""
+    return weight.dtype == dtype and weight.is_contiguous(memory_format=LAST)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch import Tensor
 from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
-from deeplab_fast.ops import cpu, cuda
+from deeplab_fast.ops import cuda
+from deeplab_fast.ops.cpu import aspp_sum as cpu
 from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
 
 
@@ -68,6 +71,10 @@ def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], r
     return [weight.new_empty(weight.shape) for weight in weights]
 
 
+def _packed_on_gpu(kernels: ModuleType, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return cuda.kept(x, weights, lambda: kernels.pack(weights, x.dtype))
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weights, bias, ctx.rates = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
@@ -103,8 +110,8 @@ define(
     "aspp_sum_inference",
     reference=_forward,
     fake=_forward_fake,
-    cpu=cpu.aspp_sum_inference,
-    cuda=cuda.aspp_sum_inference(_forward),
+    cpu=partial(cpu.aspp_sum, keep_packed=True),
+    cuda=cuda.inference_kernel_of("aspp_sum", _packed_on_gpu, _forward),
 )
 define(
     "aspp_sum",

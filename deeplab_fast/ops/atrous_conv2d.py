@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import Epilogue, Geometry, Pair, check_atrous_arguments, output_size
-from deeplab_fast.ops import cpu, cuda
+from deeplab_fast.ops import cuda
+from deeplab_fast.ops.cpu import atrous_conv2d as cpu
 from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
 
 
@@ -104,6 +106,12 @@ def _forward_fake(x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilo
     return empty_maps(x, weight.shape[0], output_size(x, weight, geometry))
 
 
+def _packed_on_gpu(kernels: ModuleType, x: Tensor, weight: Tensor) -> Tensor:
+    if kernels.is_packed(weight, x.dtype):  # nothing to keep: a tensor that is kept of itself would never be freed
+        return weight
+    return cuda.kept(x, [weight], lambda: kernels.pack(weight, x.dtype))
+
+
 def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
     masked, sums = reference.relu_backward(grad, out)
@@ -177,7 +185,7 @@ define(
     reference=_forward(reference.atrous_conv2d_forward),
     fake=_forward(_forward_fake),
     cpu=_forward(partial(cpu.atrous_conv2d, keep_packed=True)),
-    cuda=_forward(cuda.atrous_conv2d_inference(reference.atrous_conv2d_forward)),
+    cuda=_forward(cuda.inference_kernel_of("atrous_conv2d", _packed_on_gpu, reference.atrous_conv2d_forward)),
 )
 define(
     "atrous_conv2d",

@@ -79,8 +79,8 @@ def test_accurate_on_a_gpu(sample: AtrousSample):
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT])
 def test_paths_of_other_processors(path: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """What the table chooses where bfloat16 is fast, and backward through oneDNN alone."""
-    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_path", lambda *_: path)
-    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_backward_path", lambda *_: path)
+    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_conv2d.atrous_path", lambda *_: path)
+    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_conv2d.atrous_backward_path", lambda *_: path)
     sample = AtrousSample("", layout=layout, dtype=dtype)
     # There oneDNN raises, and the table never chooses this path.
     if path == paths.ONEDNN and dtype == BFLOAT and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
