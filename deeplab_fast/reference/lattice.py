@@ -96,8 +96,7 @@ def build_lattice(features: Tensor) -> Lattice:
     check_floating("features", features)
     features = features.to(sum_dtype(features))
     points = features.shape[1]
-    if not torch.isfinite(features).all():
-        raise ValueError("features: there are NaN or infinite values, all should be finite")
+    _check_finite(features)
     if points % POINTS_AT_ONCE != 0:
         features = torch.cat([features, features.new_zeros(len(features), 1)], dim=1)
 
@@ -106,6 +105,18 @@ def build_lattice(features: Tensor) -> Lattice:
     barycentric = _barycentric(elevated, cell, rank)
     index = _KeyIndex(_simplex_keys(cell, rank))
     return Lattice(index.rows[:points], barycentric[:points], _find_neighbours(index), index.keys)
+
+
+def check_range(features: Tensor) -> None:
+    """Raise for features (D, P) what `build_lattice` would raise."""
+    features = features.to(sum_dtype(features))
+    _check_finite(features)
+    find_simplex(elevate(features))
+
+
+def _check_finite(features: Tensor) -> None:
+    if not torch.isfinite(features).all():
+        raise ValueError("features: there are NaN or infinite values, all should be finite")
 
 
 def embedding_scales(dimensions: int, dtype: torch.dtype) -> list[float]:
