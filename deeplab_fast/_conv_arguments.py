@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeplab_fast._arguments import check_floating, shape_of
+from deeplab_fast._arguments import check_device, check_floating, shape_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 Pair = int | Sequence[int]
 Size = int | Sequence[int]
@@ -38,20 +39,19 @@ def check_aspp_arguments(x: Tensor, weights: Sequence[Tensor], bias: Tensor | No
     """Raise TypeError or ValueError for what `aspp_sum` cannot take."""
     _check_maps("x", x)
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence) or len(weights) == 0:
-        raise TypeError(f"weights: is a {type(weights).__name__}, should be a sequence of tensors, one a branch")
+        raise ArgumentTypeError("weights", type(weights), "a sequence of tensors, one a branch")
     if isinstance(rates, int) or len(rates) != len(weights):
-        raise ValueError(f"rates: is {rates}, should have one rate for each of the {len(weights)} weights")
+        raise ArgumentError("rates", rates, f"one rate for each of the {len(weights)} weights")
     for rate in rates:
         _check_integer("rates", rate, least=1)
     for b, weight in enumerate(weights):
         name = f"weights[{b}]"
         _check_weight(name, weight, x)
         if weight.shape[0] != weights[0].shape[0]:
-            raise ValueError(
-                f"{name}: has {weight.shape[0]} output channels, should have {weights[0].shape[0]} as weights[0]"
-            )
+            text = f"has {weight.shape[0]} output channels, should have {weights[0].shape[0]} as weights[0]"
+            raise ArgumentError(name, weight.shape[0], str(weights[0].shape[0]), what="output channels", text=text)
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-            raise ValueError(f"{name}: shape is {shape_of(weight)}, kernel height and width should be odd")
+            raise ArgumentError(name, shape_of(weight), "odd in kernel height and width", what="shape")
     _check_vector("bias", bias, weights[0], x)
 
 
@@ -69,18 +69,18 @@ def check_atrous_arguments(
     geometry = Geometry(strides, paddings, dilations)
     size = output_size(x, weight, geometry)
     if min(size) < 1:
-        raise ValueError(
-            f"x: shape is {shape_of(x)}, too small for weight {shape_of(weight)} with stride {strides}, padding "
-            f"{paddings} and dilation {dilations}: the output would be {size[0]} x {size[1]}"
+        wanted = (
+            f"larger: it is too small for weight {shape_of(weight)} with stride {strides}, padding {paddings} and "
+            f"dilation {dilations}, the output would be {size[0]} x {size[1]}"
         )
+        raise ArgumentError("x", shape_of(x), wanted, what="shape")
     residual = epilogue.residual
     if residual is not None:
         check_floating("residual", residual)
-        wanted = (x.shape[0], weight.shape[0], *size)
-        if shape_of(residual) != tuple(wanted):
-            raise ValueError(f"residual: shape is {shape_of(residual)}, should be {tuple(wanted)}, that of the output")
-        if residual.device != x.device:
-            raise ValueError(f"residual: device is {residual.device}, should be {x.device}, that of x")
+        output = (x.shape[0], weight.shape[0], *size)
+        if shape_of(residual) != output:
+            raise ArgumentError("residual", shape_of(residual), f"{output}, that of the output", what="shape")
+        check_device("residual", residual, "x", x)
     return geometry
 
 
@@ -149,7 +149,7 @@ def pair(name: str, value: Pair, least: int) -> list[int]:
     if len(values) == 1:
         values = values * 2
     if len(values) != 2:
-        raise ValueError(f"{name}: is {value}, should be one integer or two")
+        raise ArgumentError(name, value, "one integer or two")
     for entry in values:
         _check_integer(name, entry, least)
     return values
@@ -161,38 +161,37 @@ def padding_of(padding: Pair | str, weight: Tensor, strides: Sequence[int], dila
     if padding == "valid":
         return [0, 0]
     if padding != "same":
-        raise ValueError(f"padding: is {padding!r}, should be integers, 'same' or 'valid'")
+        raise ArgumentError("padding", padding, "integers, 'same' or 'valid'")
     if max(strides) > 1:
-        raise ValueError(f"padding: 'same' needs stride 1, stride is {strides}")
+        raise ArgumentError("padding", padding, "integers", text=f"'same' needs stride 1, stride is {strides}")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(f"padding: 'same' needs odd kernel height and width, weight is {shape_of(weight)}")
+        text = f"'same' needs odd kernel height and width, weight is {shape_of(weight)}"
+        raise ArgumentError("padding", padding, "integers", text=text)
     return [dilations[a] * (weight.shape[2 + a] // 2) for a in range(2)]
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not (isinstance(value, int | torch.SymInt) or hasattr(value, "__index__")):
-        raise TypeError(f"{name}: is {value!r}, should be an integer")
+        raise ArgumentTypeError(name, value, "an integer")
     if value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: is {value}, should be at least {least}")
+        raise ArgumentError(name, value, f"at least {least}")
 
 
 def _check_maps(name: str, maps: Tensor) -> None:
     check_floating(name, maps)
     if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"{name}: shape is {shape_of(maps)}, should be (N, C, H, W) with C, H and W at least 1")
+        raise ArgumentError(name, shape_of(maps), "(N, C, H, W) with C, H and W at least 1", what="shape")
 
 
 def _check_weight(name: str, weight: Tensor, x: Tensor) -> None:
     check_floating(name, weight)
     if weight.ndim != 4 or weight.shape[1] != x.shape[1] or 0 in weight.shape:
-        raise ValueError(
-            f"{name}: shape is {shape_of(weight)}, should be (K, {x.shape[1]}, kh, kw) to go with x {shape_of(x)}"
-        )
-    if weight.device != x.device:
-        raise ValueError(f"{name}: device is {weight.device}, should be {x.device}, that of x")
+        wanted = f"(K, {x.shape[1]}, kh, kw) to go with x {shape_of(x)}"
+        raise ArgumentError(name, shape_of(weight), wanted, what="shape")
+    check_device(name, weight, "x", x)
     # Under autocast x comes in 16 bits and parameters stay in float32.
     if weight.dtype != x.dtype and not (weight.dtype == torch.float32 and x.dtype.itemsize == 2):
-        raise TypeError(f"{name}: dtype is {weight.dtype}, should be {x.dtype}, that of x")
+        raise ArgumentTypeError(name, weight.dtype, f"{x.dtype}, that of x", what="dtype")
 
 
 def _check_vector(name: str, vector: Tensor | None, weight: Tensor, x: Tensor) -> None:
@@ -200,6 +199,5 @@ def _check_vector(name: str, vector: Tensor | None, weight: Tensor, x: Tensor) -
         return
     check_floating(name, vector)
     if shape_of(vector) != (weight.shape[0],):
-        raise ValueError(f"{name}: shape is {shape_of(vector)}, should be ({weight.shape[0]},)")
-    if vector.device != x.device:
-        raise ValueError(f"{name}: device is {vector.device}, should be {x.device}, that of x")
+        raise ArgumentError(name, shape_of(vector), f"({weight.shape[0]},)", what="shape")
+    check_device(name, vector, "x", x)

@@ -10,6 +10,7 @@ import warnings
 from types import ModuleType
 
 from deeplab_fast import _limits
+from deeplab_fast.errors import ArgumentError
 
 _requested_threads: int | None = None
 
@@ -45,7 +46,7 @@ def set_num_threads(count: int | None) -> None:
     if count is not None:
         count = operator.index(count)
         if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+            raise ArgumentError("count", count, "at least 1")
     _requested_threads = count
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deeplab_fast import _core, reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.ops.define import OPS, in_format_of
 from deeplab_fast.ops.permutohedral_filter import kernel_takes
 from deeplab_fast.reference.lattice import check_range
@@ -40,9 +41,8 @@ class Lattice:
         self._batched = features.ndim > 2 if batched is None else batched
         if features.ndim < 2 + self._batched or 0 in features.shape[int(self._batched) :]:
             wanted = "(N, D, *S)" if self._batched else "(D, *S)"
-            raise ValueError(
-                f"features: shape is {shape_of(features)}, should be {wanted} with D and every axis of S at least 1"
-            )
+            wanted += " with D and every axis of S at least 1"
+            raise ArgumentError("features", shape_of(features), wanted, what="shape")
         images = features.detach() if self._batched else features.detach()[None]
         self._size = features.shape[1 + self._batched :]
         self._device = features.device
@@ -109,11 +109,10 @@ class Lattice:
         channels = int(self._batched)
         fits = values.ndim == len(wanted) and values.shape[channels] > 0
         if not fits or any(size not in ("C", actual) for size, actual in zip(wanted, values.shape, strict=True)):
-            raise ValueError(
-                f"values: shape is {shape_of(values)}, should be ({', '.join(map(str, wanted))}) with C at least 1"
-            )
+            text = f"({', '.join(map(str, wanted))}) with C at least 1"
+            raise ArgumentError("values", shape_of(values), text, what="shape")
         if values.device != self._device:
-            raise ValueError(f"values: device is {values.device}, should be {self._device}, that of the lattice")
+            raise ArgumentError("values", values.device, f"{self._device}, that of the lattice", what="device")
         return _Filter.apply(values, self, reverse)
 
     def _filter(self, values: Tensor, reverse: bool) -> Tensor:

@@ -15,6 +15,7 @@ from test_aspp_sum import CHANGES
 from torch import Tensor
 
 import deeplab_fast
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.ops import paths
 
 SMALL = AtrousSample("small", channels=5, out_channels=4, size=(6, 5))
@@ -291,8 +292,10 @@ def test_refuses(change: dict, error: type, message: str):
     arguments = {
         "x": x, "weight": weight, "bias": bias, "stride": stride, "padding": padding, "dilation": dilation,
     } | options | change  # fmt: skip
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         deeplab_fast.atrous_conv2d(**arguments)
+    assert isinstance(caught.value, ArgumentError | ArgumentTypeError)
+    assert message.startswith(caught.value.name)
 
 
 def test_refuses_a_tensor_on_another_device():
