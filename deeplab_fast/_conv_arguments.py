@@ -137,6 +137,11 @@ def axes(x: Tensor, weight: Tensor, geometry: Geometry) -> list[tuple[int, int, 
     return list(zip(x.shape[2:], weight.shape[2:], *geometry, strict=True))
 
 
+def pixel_rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N·H·W, C); without a copy if x is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 def format_of(x: Tensor) -> torch.memory_format:
     """The format that an output gets which follows `x`: channels_last if `x` is that only, else contiguous."""
     last = torch.channels_last

@@ -26,11 +26,6 @@ def map_strides(maps: Tensor, of: str = "") -> dict[str, int]:
     return {f"{of}image_stride": channels * area, f"{of}channel_stride": channel, f"{of}pixel_stride": pixel}
 
 
-def pixel_rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N·H·W, C), contiguous; without a copy if x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
-
-
 def fits_32_bits(maps: Tensor, reach: Sequence[int]) -> bool:
     """Whether numbers of pixels fit in 32 bits; reach: how far outside the map taps lie, vertically, horizontally."""
     batch, _, height, width = maps.shape

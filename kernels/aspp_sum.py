@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeplab_fast._conv_arguments import format_of
+from deeplab_fast._conv_arguments import format_of, pixel_rows
 
-from ._launch import fits_32_bits, is_wide, map_strides, pixel_rows, tile_options
+from ._launch import fits_32_bits, is_wide, map_strides, tile_options
 from .choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, precision_of, processors_of, tile_for
 from .implicit_gemm import add_convolution, finish, tile_extent
 
@@ -197,7 +197,7 @@ def forward(
         if (path or path_for("aspp_sum", arithmetic_of(x), shape)) == "on_chip" and _fits(x, weights, rates):
             _launch_on_chip(x, packed, bias, out, weights, rates, tile)
             return out
-        product = _product(pixel_rows(x), packed.t())
+        product = _product(pixel_rows(x).contiguous(), packed.t())
         shift_sum_kernel[(batch * triton.cdiv(height * width, SHIFT_PIXELS), triton.cdiv(classes, 64))](
             product=product, bias=bias, out=out, H=height, W=width, classes=classes, product_stride=len(packed),
             **map_strides(out, "out_"), **_branches(x, weights, rates),
@@ -229,7 +229,7 @@ def backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: 
     with torch.cuda.device_of(x):
         for images in _images_at_a_time(grad, total):
             copies = _shifted_copies(grad[images], weights, rates, rows)
-            total += _product(copies.t(), pixel_rows(x[images]))
+            total += _product(copies.t(), pixel_rows(x[images]).contiguous())
     of_taps = total[: taps * classes].view(taps, classes, channels)
     gradients, begin = [], 1
     for weight in weights:

@@ -124,13 +124,7 @@ def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_conv_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    geometry: Geometry,
-    need_x: bool,
-    need_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> list[Tensor]:
     result = [empty_maps(x, x.shape[1], x.shape[2:])] if need_x else []
     return [*result, weight.new_empty(weight.shape)] if need_weight else result

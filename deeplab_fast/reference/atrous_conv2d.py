@@ -49,13 +49,7 @@ def atrous_conv2d_forward(x: Tensor, weight: Tensor, geometry: Geometry, epilogu
 
 
 def atrous_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    geometry: Geometry,
-    need_x: bool,
-    need_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1.
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
+from deeplab_fast._conv_arguments import pixel_rows
 from deeplab_fast.ops import onednn
-from deeplab_fast.ops.cpu.tensors import all_native, as_native, back, native_like, pixel_rows
+from deeplab_fast.ops.cpu.tensors import all_native, as_native, back, native_like
 from deeplab_fast.ops.define import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import GEMM, REFERENCE, aspp_path

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._conv_arguments import Epilogue, Geometry, every_window_meets
+from deeplab_fast._conv_arguments import Epilogue, Geometry, every_window_meets, pixel_rows
 from deeplab_fast.ops import onednn
-from deeplab_fast.ops.cpu.tensors import as_native, pixel_rows
+from deeplab_fast.ops.cpu.tensors import as_native
 from deeplab_fast.ops.define import empty_maps, format_of
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import (
@@ -65,13 +65,7 @@ def _winograd(x: Tensor, weight: Tensor, rates: Sequence[int], epilogue: Epilogu
 
 
 def atrous_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    geometry: Geometry,
-    need_x: bool,
-    need_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> list[Tensor]:
     """Of scale · conv2d(x, weight) on a CPU: the gradient to x, where needed, and to the weight as if scale were 1."""
     path = atrous_backward_path(grad, x, weight, geometry)

@@ -23,8 +23,3 @@ def native_like(out: Tensor) -> Tensor:
 
 def back(native: Tensor, out: Tensor) -> Tensor:
     return out if native is out else out.copy_(native)
-
-
-def pixel_rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N·H·W, C)."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
