@@ -14,7 +14,7 @@ from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
 from deeplab_fast.ops import cuda
 from deeplab_fast.ops.cpu import aspp_sum as cpu
-from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
+from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, is_inference
 
 
 def aspp_sum(
@@ -44,19 +44,6 @@ def aspp_sum(
 
 
 # --- Ops -----------------------------------------------------------------------------------------------------------
-
-
-def _forward(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
-    return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
-
-
-def _backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
-    out = reference.aspp_sum_backward_x(grad, weights, rates)
-    return out.contiguous(memory_format=format_of(grad))
-
-
-def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
-    return [gradient.contiguous() for gradient in reference.aspp_sum_backward_weights(grad, x, weights, rates)]
 
 
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
@@ -94,31 +81,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
 
 define(
     "aspp_sum_backward_x",
-    reference=_backward_x,
+    reference=reference.aspp_sum_backward_x,
     fake=_backward_x_fake,
     cpu=cpu.aspp_sum_backward_x,
-    cuda=cuda.kernel_of("aspp_sum", "backward_x", _backward_x),
+    cuda=cuda.kernel_of("aspp_sum", "backward_x", reference.aspp_sum_backward_x),
 )
 define(
     "aspp_sum_backward_weights",
-    reference=_backward_weights,
+    reference=reference.aspp_sum_backward_weights,
     fake=_backward_weights_fake,
     cpu=cpu.aspp_sum_backward_weights,
-    cuda=cuda.kernel_of("aspp_sum", "backward_weights", _backward_weights),
+    cuda=cuda.kernel_of("aspp_sum", "backward_weights", reference.aspp_sum_backward_weights),
 )
 define(
     "aspp_sum_inference",
-    reference=_forward,
+    reference=reference.aspp_sum,
     fake=_forward_fake,
     cpu=partial(cpu.aspp_sum, keep_packed=True),
-    cuda=cuda.inference_kernel_of("aspp_sum", _packed_on_gpu, _forward),
+    cuda=cuda.inference_kernel_of("aspp_sum", _packed_on_gpu, reference.aspp_sum),
 )
 define(
     "aspp_sum",
-    reference=_forward,
+    reference=reference.aspp_sum,
     fake=_forward_fake,
     cpu=cpu.aspp_sum,
-    cuda=cuda.kernel_of("aspp_sum", "forward", _forward),
+    cuda=cuda.kernel_of("aspp_sum", "forward", reference.aspp_sum),
     setup_context=_setup_context,
     backward=_backward,
 )

@@ -112,12 +112,6 @@ def _packed_on_gpu(kernels: ModuleType, x: Tensor, weight: Tensor) -> Tensor:
     return cuda.kept(x, [weight], lambda: kernels.pack(weight, x.dtype))
 
 
-def _relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """grad where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
-    masked, sums = reference.relu_backward(grad, out)
-    return masked.contiguous(memory_format=format_of(out)), sums
-
-
 def _relu_backward_fake(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     sums = grad.new_empty(grad.shape[1], dtype=sum_dtype(grad))
     return grad.new_empty(grad.shape).contiguous(memory_format=format_of(out)), sums
@@ -162,10 +156,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 define(
     "atrous_conv2d_backward_relu",
-    reference=_relu_backward,
+    reference=reference.relu_backward,
     fake=_relu_backward_fake,
     cpu=cpu.atrous_conv2d_backward_relu,
-    cuda=cuda.kernel_of("atrous_conv2d", "backward_relu", _relu_backward),
+    cuda=cuda.kernel_of("atrous_conv2d", "backward_relu", reference.relu_backward),
 )
 define(
     "atrous_conv2d_backward",

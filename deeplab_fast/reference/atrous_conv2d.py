@@ -1,6 +1,7 @@
 """`atrous_conv2d` and its gradients in plain PyTorch.
 
-Sums are in float32 for 16-bit inputs, and rounded once, at the end.
+Sums are in float32 for 16-bit inputs, and rounded once, at the end. Maps are returned in the memory format of those
+given, gradients to weights contiguous.
 """
 
 from __future__ import annotations
@@ -38,23 +39,19 @@ def atrous_conv2d(
         out = out + bias.to(dtype)[:, None, None]
     if residual is not None:
         out = out + residual.to(dtype)
-    return (out.relu() if relu else out).to(x.dtype)
+    return (out.relu() if relu else out).to(x.dtype).contiguous(memory_format=format_of(x))
 
 
 def atrous_conv2d_forward(x: Tensor, weight: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
-    """`atrous_conv2d` of grouped arguments, in the memory format of x."""
+    """`atrous_conv2d` of grouped arguments."""
     bias, scale, residual, relu = epilogue
-    out = atrous_conv2d(x, weight, bias, *geometry, scale=scale, residual=residual, relu=relu)
-    return out.contiguous(memory_format=format_of(x))
+    return atrous_conv2d(x, weight, bias, *geometry, scale=scale, residual=residual, relu=relu)
 
 
 def atrous_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> list[Tensor]:
-    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1.
-
-    The former in the memory format of x, the latter contiguous.
-    """
+    """Of scale · conv2d(x, weight): the gradient to x, where needed, and to the weight as if scale were 1."""
     dtype = sum_dtype(grad)
     grad, result = grad.to(dtype), []
     if need_x:
@@ -69,4 +66,4 @@ def atrous_conv2d_backward(
 def relu_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad (N, K, H, W) where out is positive, else 0; and its sum over N, H and W, in the dtype of sums."""
     masked = torch.where(out > 0, grad, 0)
-    return masked, masked.sum((0, 2, 3), dtype=sum_dtype(grad))
+    return masked.contiguous(memory_format=format_of(out)), masked.sum((0, 2, 3), dtype=sum_dtype(grad))

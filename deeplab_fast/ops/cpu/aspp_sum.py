@@ -12,7 +12,7 @@ from deeplab_fast import reference
 from deeplab_fast._conv_arguments import pixel_rows
 from deeplab_fast.ops import onednn
 from deeplab_fast.ops.cpu.tensors import all_native, as_native, back, native_like
-from deeplab_fast.ops.define import empty_maps, format_of
+from deeplab_fast.ops.define import empty_maps
 from deeplab_fast.ops.packing import packed_for
 from deeplab_fast.ops.paths import GEMM, REFERENCE, aspp_path
 
@@ -25,7 +25,7 @@ def aspp_sum(
     """The op on a CPU; with `keep_packed`, packed weights are kept for the next call."""
     path = aspp_path(x)
     if path == REFERENCE:
-        return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
+        return reference.aspp_sum(x, weights, bias, rates)
     out = empty_maps(x, weights[0].shape[0], x.shape[2:])
     if out.numel() == 0:
         return out
@@ -48,7 +48,7 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
     """The gradient to x on a CPU."""
     path = aspp_path(grad)
     if path == REFERENCE:
-        return reference.aspp_sum_backward_x(grad, weights, rates).contiguous(memory_format=format_of(grad))
+        return reference.aspp_sum_backward_x(grad, weights, rates)
     out = empty_maps(grad, weights[0].shape[1], grad.shape[2:])
     if out.numel() == 0:
         return out
@@ -64,7 +64,7 @@ def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor]
     """The gradients to the weights on a CPU."""
     path = aspp_path(grad)
     if path == REFERENCE:
-        return [g.contiguous() for g in reference.aspp_sum_backward_weights(grad, x, weights, rates)]
+        return reference.aspp_sum_backward_weights(grad, x, weights, rates)
     gradients = [torch.empty(weight.shape, dtype=torch.float32) for weight in weights]
     if x.shape[0] == 0:
         return [torch.zeros_like(weight, memory_format=torch.contiguous_format) for weight in weights]

@@ -114,8 +114,7 @@ def _atrous_backward_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: G
 def atrous_conv2d_backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """grad where out is positive, else 0, in the format of out; and its sum over N, H and W."""
     if aspp_path(out) == REFERENCE or grad.dtype != out.dtype or out.dtype == torch.float16:
-        masked, sums = reference.relu_backward(grad, out)
-        return masked.contiguous(memory_format=format_of(out)), sums
+        return reference.relu_backward(grad, out)
     masked = empty_maps(out, out.shape[1], out.shape[2:])
     sums = torch.empty(out.shape[1], dtype=torch.float32)
     _internal.relu_backward_cpu(grad, out, masked, sums)
