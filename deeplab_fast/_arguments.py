@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
+
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)  # pydensecrf's numbers
 NORMALIZATIONS = {
     "none": NO_NORMALIZATION,
@@ -64,22 +66,20 @@ def check_crf_arguments(
 
     compats = compat if isinstance(compat, list | tuple) else [compat]
     if len(compats) != len(features):
-        raise ValueError(
-            f"compat: has {len(compats)} entries for {len(features)} features, should have one for each; a list "
-            "counts as one compat a kernel, so a vector should be a tensor or an array"
-        )
+        few = f"has {len(compats)} entries for {len(features)} features, should have one for each; a list counts as "
+        text = few + "one compat a kernel, so a vector should be a tensor or an array"
+        raise ArgumentError("compat", len(compats), str(len(features)), what="length", text=text)
     if isinstance(normalization, int | str):
         normalization = [normalization] * len(features)
     if len(normalization) != len(features):
-        raise ValueError(
-            f"normalization: has {len(normalization)} entries for {len(features)} features, should have one for each"
-        )
+        text = f"has {len(normalization)} entries for {len(features)} features, should have one for each"
+        raise ArgumentError("normalization", len(normalization), str(len(features)), what="length", text=text)
     if isinstance(iterations, bool) or not hasattr(iterations, "__index__"):
-        raise TypeError(f"iterations: is {iterations!r}, should be an integer")
+        raise ArgumentTypeError("iterations", iterations, "an integer")
     if iterations < 0:
-        raise ValueError(f"iterations: is {iterations}, should be 0 or more")
+        raise ArgumentError("iterations", iterations, "0 or more")
     if not 0 <= collapse < 1:
-        raise ValueError(f"collapse: is {collapse}, should be at least 0 and less than 1")
+        raise ArgumentError("collapse", collapse, "at least 0 and less than 1")
     return (
         [kernel_features.to(lattice_dtype(kernel_features, unary)) for kernel_features in features],
         [_checked_compat(value, unary) for value in compats],
@@ -93,18 +93,21 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
 
 def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: is a {type(tensor).__name__}, should be a tensor")
+        raise ArgumentTypeError(name, type(tensor), "a tensor")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name}: dtype is {tensor.dtype}, should be floating")
+        raise ArgumentTypeError(name, tensor.dtype, "floating", what="dtype")
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ArgumentError(name, tensor.device, f"{like.device}, that of {like_name}", what="device")
 
 
 def _check_maps(name: str, maps: Tensor, channels: str) -> None:
     check_floating(name, maps)
     if maps.ndim < 3 or 0 in maps.shape[1:]:
-        raise ValueError(
-            f"{name}: shape is {shape_of(maps)}, should be (N, {channels}, *S) with {channels} and every axis of S at "
-            "least 1"
-        )
+        wanted = f"(N, {channels}, *S) with {channels} and every axis of S at least 1"
+        raise ArgumentError(name, shape_of(maps), wanted, what="shape")
 
 
 def _check_features(name: str, features: Tensor, maps_name: str, maps: Tensor) -> None:
@@ -112,11 +115,9 @@ def _check_features(name: str, features: Tensor, maps_name: str, maps: Tensor) -
     fits = features.ndim == maps.ndim and features.shape[1] > 0
     if not fits or features.shape[0] != maps.shape[0] or features.shape[2:] != maps.shape[2:]:
         wanted = ", ".join(["D" if axis == 1 else str(size) for axis, size in enumerate(maps.shape)])
-        raise ValueError(
-            f"{name}: shape is {shape_of(features)}, should be ({wanted}) with D at least 1, to go with {maps_name}"
-        )
-    if features.device != maps.device:
-        raise ValueError(f"{name}: device is {features.device}, should be {maps.device}, that of {maps_name}")
+        wanted = f"({wanted}) with D at least 1, to go with {maps_name}"
+        raise ArgumentError(name, shape_of(features), wanted, what="shape")
+    check_device(name, features, maps_name, maps)
 
 
 def _checked_compat(compat: Any, unary: Tensor) -> Tensor:
@@ -126,23 +127,19 @@ def _checked_compat(compat: Any, unary: Tensor) -> Tensor:
         try:
             compat = torch.as_tensor(compat, dtype=sum_dtype(unary), device=unary.device)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"compat: is {compat!r}, should be a number, a vector or a matrix") from error
+            raise ArgumentTypeError("compat", compat, "a number, a vector or a matrix") from error
     check_floating("compat", compat)
     labels = unary.shape[1]
     if compat.ndim > 2 or any(size != labels for size in compat.shape):
-        raise ValueError(
-            f"compat: shape is {shape_of(compat)}, should be (), ({labels},) or ({labels}, {labels}) for {labels} "
-            "labels"
-        )
-    if compat.ndim > 0 and compat.device != unary.device:
-        raise ValueError(f"compat: device is {compat.device}, should be {unary.device}, that of unary")
+        wanted = f"(), ({labels},) or ({labels}, {labels}) for {labels} labels"
+        raise ArgumentError("compat", shape_of(compat), wanted, what="shape")
+    if compat.ndim > 0:
+        check_device("compat", compat, "unary", unary)
     return compat.to(device=unary.device, dtype=sum_dtype(unary))
 
 
 def _normalization_number(normalization: int | str) -> int:
     number = NORMALIZATIONS.get(normalization, -1) if isinstance(normalization, str) else int(normalization)
     if not 0 <= number <= 3:
-        raise ValueError(
-            f"normalization: is {normalization!r}, should be one of {', '.join(NORMALIZATIONS)}, or 0 to 3"
-        )
+        raise ArgumentError("normalization", normalization, f"one of {', '.join(NORMALIZATIONS)}, or 0 to 3")
     return number

@@ -14,18 +14,20 @@ __all__ = ["ArgumentError", "ArgumentTypeError", "at", "one_of"]
 
 
 class _AboutArgument(Exception):
-    def __init__(self, name: str, value: object, wanted: str, *, what: str = "", where: str = ""):
-        super().__init__(name, value, wanted)  # what pickle makes it from again; `what` and `where` follow
+    def __init__(self, name: str, value: object, wanted: str, *, what: str = "", where: str = "", text: str = ""):
+        super().__init__(name, value, wanted)  # what pickle makes it from again; the others follow
         self.name, self.value, self.wanted = name, value, wanted
-        self.what, self.where = what, where
+        self.what, self.where, self.text = what, where, text
 
     def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        if self.text:
+            return f"{place}{self.name}: {self.text}"
         if isinstance(self.value, type):
             shown = f"a {self.value.__name__}"
         else:
             shown = str(self.value) if self.what else repr(self.value)
         verb = "are" if self.what == "values" else "is"
-        place = f"{self.where}: " if self.where else ""
         return f"{place}{self.name}: {self.what and self.what + ' '}{verb} {shown}, should be {self.wanted}"
 
 
@@ -38,6 +40,7 @@ class ArgumentError(_AboutArgument, ValueError):
         wanted: what it should have been, as the end of a sentence: "at least 1".
         what: which property of the argument `value` is, such as "shape" or "dtype"; "" for the argument itself.
         where: file or item that the argument comes from, if it is from one.
+        text: what is said in place of `is VALUE, should be WANTED`, where that is no good sentence.
     """
 
 
@@ -55,7 +58,7 @@ def at(where: str | os.PathLike[str], error: Error) -> Error:
     """The same error with the place that it is about in its text."""
     if not isinstance(error, _AboutArgument):
         return type(error)(f"{where}: {error}")
-    return type(error)(error.name, error.value, error.wanted, what=error.what, where=os.fspath(where))
+    return type(error)(error.name, error.value, error.wanted, what=error.what, where=os.fspath(where), text=error.text)
 
 
 def one_of(choices: Sequence[object]) -> str:

@@ -15,19 +15,15 @@ from .choices import Tile
 LAST = torch.channels_last
 
 
-def map_strides(maps: Tensor) -> tuple[int, int, int]:
+def map_strides(maps: Tensor, of: str = "") -> dict[str, int]:
     """Elements from one image, channel and pixel to the next, of contiguous or channels_last (N, C, H, W).
 
-    From the shape: torch gives axes of length 1 any stride.
+    As arguments of a kernel, whose names begin with `of`. From the shape: torch gives axes of length 1 any stride.
     """
     _, channels, height, width = maps.shape
     area = height * width
-    return (channels * area, 1, channels) if format_of(maps) == LAST else (channels * area, area, 1)
-
-
-def pixel_rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N·H·W, C), contiguous; without a copy if x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+    channel, pixel = (1, channels) if format_of(maps) == LAST else (area, 1)
+    return {f"{of}image_stride": channels * area, f"{of}channel_stride": channel, f"{of}pixel_stride": pixel}
 
 
 def fits_32_bits(maps: Tensor, reach: Sequence[int]) -> bool:

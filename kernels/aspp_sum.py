@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeplab_fast._conv_arguments import format_of
+from deeplab_fast._conv_arguments import format_of, pixel_rows
 
-from ._launch import fits_32_bits, is_wide, map_strides, pixel_rows, tile_options
-from .choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from ._launch import fits_32_bits, is_wide, map_strides, tile_options
+from .choices import LARGE_PRODUCT, Tile, arithmetic_of, path_for, precision_of, processors_of, tile_for
 from .implicit_gemm import add_convolution, finish, tile_extent
 
 # Taps are numbered as `pack` orders them: 0 the shared one in the middle, then branch by branch, row by row. RATES,
@@ -39,7 +39,7 @@ def branch_shift(tap, rate, kernel_h, kernel_w):
 
 @triton.jit
 def shift_sum_kernel(
-    product, bias, out, H, W, classes, product_stride, out_image_stride, out_class_stride, out_pixel_stride,
+    product, bias, out, H, W, classes, product_stride, out_image_stride, out_channel_stride, out_pixel_stride,
     RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
 ):  # fmt: skip
@@ -67,15 +67,15 @@ def shift_sum_kernel(
             total += tl.load(rows + shift, mask=mask, other=0.0).to(tl.float32)
         rows += taps * classes
 
-    offset = image * out_image_stride + (pixel * out_pixel_stride)[:, None] + (column * out_class_stride)[None, :]
+    offset = image * out_image_stride + (pixel * out_pixel_stride)[:, None] + (column * out_channel_stride)[None, :]
     mask = valid[:, None] & (column < classes)[None, :]
-    total = finish(total, offset, mask, column, classes, None, bias, None, False)
+    total = finish(total, offset, mask, column, classes, scale=None, bias=bias, residual=None, RELU=False)
     tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def shifted_copies_kernel(
-    grad, copies, H, W, classes, copies_stride, image_stride, class_stride, pixel_stride,
+    grad, copies, H, W, classes, copies_stride, image_stride, channel_stride, pixel_stride,
     RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CLASSES: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +89,7 @@ def shifted_copies_kernel(
     y, x, valid = pixel // W, pixel % W, pixel < H * W
     pixel = pixel.to(tl.int64)
     column = (tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)).to(tl.int64)
-    source = grad + image * image_stride + (pixel * pixel_stride)[:, None] + (column * class_stride)[None, :]
+    source = grad + image * image_stride + (pixel * pixel_stride)[:, None] + (column * channel_stride)[None, :]
     target = copies + ((image * H * W + pixel) * copies_stride)[:, None] + column[None, :]
 
     mask = valid[:, None] & (column < classes)[None, :]
@@ -112,7 +112,7 @@ def shifted_copies_kernel(
 
 @triton.jit
 def on_chip_kernel(
-    x, packed, bias, out, pixels, classes, C, H, W, out_image_stride, out_class_stride, out_pixel_stride,
+    x, packed, bias, out, pixels, classes, C, H, W, out_image_stride, out_channel_stride, out_pixel_stride,
     RATES: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
 ):  # fmt: skip
@@ -126,26 +126,31 @@ def on_chip_kernel(
 
     total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
     total = add_convolution(
-        total, x, packed, image, position // W, position % W, pixel < pixels,
-        first_y, last_y, first_x, last_x, column, classes,
-        C, H, W, 1, 1, 0, 0, 1, 1, C, classes * C, 1, 1, False, WIDE, BLOCK_C, EVEN_C, PRECISION,
+        total, x=x, weight=packed, image=image, y=position // W, x_column=position % W, row_valid=pixel < pixels,
+        first_y=first_y, last_y=last_y, first_x=first_x, last_x=last_x, column=column, columns=classes,
+        C=C, H=H, W=W, stride_y=1, stride_x=1, padding_y=0, padding_x=0, rate_y=1, rate_x=1,
+        weight_column_stride=C, weight_tap_stride=classes * C, KERNEL_H=1, KERNEL_W=1, SKIP_CENTRE=False,
+        WIDE=WIDE, BLOCK_C=BLOCK_C, EVEN_C=EVEN_C, PRECISION=PRECISION,
     )  # fmt: skip
     rows = packed + classes * C
     for b in tl.static_range(len(RATES)):
         if KERNEL_H[b] * KERNEL_W[b] > 1:
             total = add_convolution(
-                total, x, rows, image, position // W, position % W, pixel < pixels,
-                first_y, last_y, first_x, last_x, column, classes,
-                C, H, W, 1, 1, KERNEL_H[b] // 2 * RATES[b], KERNEL_W[b] // 2 * RATES[b], RATES[b], RATES[b],
-                C, classes * C, KERNEL_H[b], KERNEL_W[b], True, WIDE, BLOCK_C, EVEN_C, PRECISION,
+                total, x=x, weight=rows, image=image, y=position // W, x_column=position % W, row_valid=pixel < pixels,
+                first_y=first_y, last_y=last_y, first_x=first_x, last_x=last_x, column=column, columns=classes,
+                C=C, H=H, W=W, stride_y=1, stride_x=1, rate_y=RATES[b], rate_x=RATES[b],
+                padding_y=KERNEL_H[b] // 2 * RATES[b], padding_x=KERNEL_W[b] // 2 * RATES[b],
+                weight_column_stride=C, weight_tap_stride=classes * C,
+                KERNEL_H=KERNEL_H[b], KERNEL_W=KERNEL_W[b], SKIP_CENTRE=True,
+                WIDE=WIDE, BLOCK_C=BLOCK_C, EVEN_C=EVEN_C, PRECISION=PRECISION,
             )  # fmt: skip
             rows += (KERNEL_H[b] * KERNEL_W[b] - 1) * classes * C
 
     if WIDE:
         image, position = image.to(tl.int64), position.to(tl.int64)
-    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_class_stride)[None, :]
+    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_channel_stride)[None, :]
     mask = (pixel < pixels)[:, None] & (column < classes)[None, :]
-    total = finish(total, offset, mask, column, classes, None, bias, None, False)
+    total = finish(total, offset, mask, column, classes, scale=None, bias=bias, residual=None, RELU=False)
     tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -192,9 +197,10 @@ def forward(
         if (path or path_for("aspp_sum", arithmetic_of(x), shape)) == "on_chip" and _fits(x, weights, rates):
             _launch_on_chip(x, packed, bias, out, weights, rates, tile)
             return out
-        product = _product(pixel_rows(x), packed.t())
+        product = _product(pixel_rows(x).contiguous(), packed.t())
         shift_sum_kernel[(batch * triton.cdiv(height * width, SHIFT_PIXELS), triton.cdiv(classes, 64))](
-            product, bias, out, height, width, classes, len(packed), *map_strides(out), **_branches(x, weights, rates),
+            product=product, bias=bias, out=out, H=height, W=width, classes=classes, product_stride=len(packed),
+            **map_strides(out, "out_"), **_branches(x, weights, rates),
             BLOCK_PIXELS=SHIFT_PIXELS, BLOCK_CLASSES=_class_block(classes), num_warps=4,
         )  # fmt: skip
     return out
@@ -223,7 +229,7 @@ def backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: 
     with torch.cuda.device_of(x):
         for images in _images_at_a_time(grad, total):
             copies = _shifted_copies(grad[images], weights, rates, rows)
-            total += _product(copies.t(), pixel_rows(x[images]))
+            total += _product(copies.t(), pixel_rows(x[images]).contiguous())
     of_taps = total[: taps * classes].view(taps, classes, channels)
     gradients, begin = [], 1
     for weight in weights:
@@ -244,16 +250,18 @@ def _launch_on_chip(
     rates: Sequence[int],
     tile: Tile | None,
 ) -> None:
-    classes, pixels = out.shape[1], out.shape[0] * out.shape[2] * out.shape[3]
+    batch, channels, height, width = x.shape
+    classes, pixels = out.shape[1], batch * height * width
     arithmetic = arithmetic_of(x)
     tile = tile or tile_for(arithmetic, pixels, classes, processors_of(x))
-    options = tile_options(tile, classes, x.shape[1])
+    options = tile_options(tile, classes, channels)
     programs = triton.cdiv(pixels, options["BLOCK_PIXELS"]) * triton.cdiv(classes, options["BLOCK_COLUMNS"])
     wide = is_wide(x, _reach(x, weights, rates)) or is_wide(out, (0, 0))
     on_chip_kernel[(programs,)](
-        x.contiguous(memory_format=torch.channels_last), packed, bias, out, pixels, classes, *x.shape[1:],
-        *map_strides(out), **_branches(x, weights, rates), WIDE=wide,
-        PRECISION="tf32" if arithmetic == "tf32" else "ieee", **options,
+        x=x.contiguous(memory_format=torch.channels_last), packed=packed, bias=bias, out=out,
+        pixels=pixels, classes=classes, C=channels, H=height, W=width,
+        **map_strides(out, "out_"), **_branches(x, weights, rates), WIDE=wide,
+        PRECISION=precision_of(arithmetic), **options,
     )  # fmt: skip
 
 
@@ -263,7 +271,8 @@ def _shifted_copies(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int
     batch, classes, height, width = grad.shape
     copies = grad.new_empty(batch * height * width, columns)
     shifted_copies_kernel[(batch * triton.cdiv(height * width, SHIFT_PIXELS), triton.cdiv(classes, 64))](
-        grad, copies, height, width, classes, columns, *map_strides(grad), **_branches(grad, weights, rates),
+        grad=grad, copies=copies, H=height, W=width, classes=classes, copies_stride=columns,
+        **map_strides(grad), **_branches(grad, weights, rates),
         BLOCK_PIXELS=SHIFT_PIXELS, BLOCK_CLASSES=_class_block(classes), num_warps=4,
     )  # fmt: skip
     return copies

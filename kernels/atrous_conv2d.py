@@ -6,17 +6,17 @@ the GPU, and can be captured in a CUDA graph after a first call has compiled the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from deeplab_fast._conv_arguments import format_of, output_size
+from deeplab_fast._conv_arguments import Epilogue, Geometry, format_of, output_size
 
 from ._launch import LAST, fits_32_bits, is_wide, map_strides, tile_options
-from .choices import ALIGNMENT, Tile, arithmetic_of, path_for, processors_of, tile_for
+from .choices import ALIGNMENT, Tile, arithmetic_of, path_for, precision_of, processors_of, tile_for
 from .implicit_gemm import add_convolution, finish, tile_extent
 
 
@@ -24,7 +24,7 @@ from .implicit_gemm import add_convolution, finish, tile_extent
 def atrous_conv2d_kernel(
     x, weight, bias, scale, residual, out, pixels, columns, C, H, W, out_H, out_W,
     stride_y, stride_x, padding_y, padding_x, rate_y, rate_x,
-    out_image_stride, out_column_stride, out_pixel_stride,
+    out_image_stride, out_channel_stride, out_pixel_stride,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, EVEN_C: tl.constexpr,
 ):  # fmt: skip
@@ -39,23 +39,26 @@ def atrous_conv2d_kernel(
 
     total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
     total = add_convolution(
-        total, x, weight, image, position // out_W, position % out_W, pixel < pixels,
-        first_y, last_y, first_x, last_x, column, columns,
-        C, H, W, stride_y, stride_x, padding_y, padding_x, rate_y, rate_x, KERNEL_H * KERNEL_W * C, C,
-        KERNEL_H, KERNEL_W, False, WIDE, BLOCK_C, EVEN_C, PRECISION,
+        total, x=x, weight=weight,
+        image=image, y=position // out_W, x_column=position % out_W, row_valid=pixel < pixels,
+        first_y=first_y, last_y=last_y, first_x=first_x, last_x=last_x, column=column, columns=columns,
+        C=C, H=H, W=W, stride_y=stride_y, stride_x=stride_x, padding_y=padding_y, padding_x=padding_x,
+        rate_y=rate_y, rate_x=rate_x, weight_column_stride=KERNEL_H * KERNEL_W * C, weight_tap_stride=C,
+        KERNEL_H=KERNEL_H, KERNEL_W=KERNEL_W, SKIP_CENTRE=False,
+        WIDE=WIDE, BLOCK_C=BLOCK_C, EVEN_C=EVEN_C, PRECISION=PRECISION,
     )  # fmt: skip
 
     if WIDE:
         image, position = image.to(tl.int64), position.to(tl.int64)
-    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_column_stride)[None, :]
+    offset = (image * out_image_stride + position * out_pixel_stride)[:, None] + (column * out_channel_stride)[None, :]
     mask = (pixel < pixels)[:, None] & (column < columns)[None, :]
-    total = finish(total, offset, mask, column, columns, scale, bias, residual, RELU)
+    total = finish(total, offset, mask, column, columns, scale=scale, bias=bias, residual=residual, RELU=RELU)
     tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def epilogue_kernel(
-    out, bias, scale, residual, area, columns, image_stride, column_stride, pixel_stride,
+    out, bias, scale, residual, area, columns, out_image_stride, out_channel_stride, out_pixel_stride,
     RELU: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """out = relu(scale · out + bias + residual), one tile of one image."""
@@ -63,16 +66,16 @@ def epilogue_kernel(
     image = (tl.program_id(0) // pixel_blocks).to(tl.int64)
     pixel = (tl.program_id(0) % pixel_blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
-    offset = image * image_stride + (pixel * pixel_stride)[:, None] + (column * column_stride)[None, :]
+    offset = image * out_image_stride + (pixel * out_pixel_stride)[:, None] + (column * out_channel_stride)[None, :]
     mask = (pixel < area)[:, None] & (column < columns)[None, :]
     total = tl.load(out + offset, mask=mask, other=0.0).to(tl.float32)
-    total = finish(total, offset, mask, column, columns, scale, bias, residual, RELU)
+    total = finish(total, offset, mask, column, columns, scale=scale, bias=bias, residual=residual, RELU=RELU)
     tl.store(out + offset, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def relu_backward_kernel(
-    grad, out, masked, sums, area, columns, image_stride, column_stride, pixel_stride,
+    grad, out, masked, sums, area, columns, image_stride, channel_stride, pixel_stride,
     STEPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """masked = grad where out is positive, else 0, for STEPS tiles of one image; and their sum, a line of `sums`."""
@@ -82,7 +85,7 @@ def relu_backward_kernel(
     total = tl.zeros((BLOCK_PIXELS, BLOCK_COLUMNS), dtype=tl.float32)
     for step in range(STEPS):
         pixel = ((tl.program_id(0) % chunks * STEPS + step) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
-        offset = image * image_stride + (pixel * pixel_stride)[:, None] + (column * column_stride)[None, :]
+        offset = image * image_stride + (pixel * pixel_stride)[:, None] + (column * channel_stride)[None, :]
         mask = (pixel < area)[:, None] & (column < columns)[None, :]
         positive = tl.load(out + offset, mask=mask, other=0.0).to(tl.float32) > 0
         passed = tl.where(positive, tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32), 0.0)
@@ -143,16 +146,16 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).contiguous(memory_format=LAST)
 
 
+def is_packed(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `weight` is what `pack` makes of it."""
+    return weight.dtype == dtype and weight.is_contiguous(memory_format=LAST)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
+    geometry: Geometry,
+    epilogue: Epilogue,
     *,
     packed: Tensor | None = None,
     path: str | None = None,
@@ -160,19 +163,19 @@ def forward(
 ) -> Tensor:
     """relu(scale · conv2d(x, weight) + bias + residual), in the dtype and format of x.
 
-    Arguments as in the op. packed: `pack(weight, x.dtype)`, if it is there already. path ("triton" or "cudnn") and
+    packed: `pack(weight, x.dtype)`, if it is there already. path ("triton" or "cudnn") and
     tile: instead of those of the tables.
     """
     packed = pack(weight, x.dtype) if packed is None else packed
-    size = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
+    size = (x.shape[0], weight.shape[0], *output_size(x, weight, geometry))
     shape = "unaligned" if x.shape[1] % ALIGNMENT else "plain"
     path = path or path_for("atrous_conv2d", arithmetic_of(x), shape)
     with torch.cuda.device_of(x):
-        if path == "triton" and _fits(x, weight, padding, dilation):
+        if path == "triton" and _fits(x, weight, geometry):
             out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=format_of(x))
-            return _launch(x, packed, bias, scale, residual, stride, padding, dilation, relu, out, tile)
-        out = torch.conv2d(x, packed, None, stride, padding, dilation).contiguous(memory_format=format_of(x))
-        return _finish(out, bias, scale, residual, relu)
+            return _launch(x, packed, geometry, epilogue, out, tile)
+        out = torch.conv2d(x, packed, None, *geometry).contiguous(memory_format=format_of(x))
+        return _finish(out, epilogue)
 
 
 def backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +192,7 @@ def backward_relu(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     if out.numel() > 0:
         with torch.cuda.device_of(out):
             relu_backward_kernel[(batch * chunks, triton.cdiv(columns, 64))](
-                grad, out, masked, sums, height * width, columns, *map_strides(out),
+                grad=grad, out=out, masked=masked, sums=sums, area=height * width, columns=columns, **map_strides(out),
                 STEPS=4, BLOCK_PIXELS=64, BLOCK_COLUMNS=64, num_warps=8,
             )  # fmt: skip
     return masked, sums.sum(0)
@@ -200,9 +203,7 @@ def backward(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    geometry: Geometry,
     need_x: bool,
     need_weight: bool,
     *,
@@ -215,11 +216,11 @@ def backward(
     path_x, path_weight ("triton" or "cudnn") and the tile of the former: instead of those of the tables.
     """
     arithmetic = arithmetic_of(x)
-    shape = "unaligned" if weight.shape[0] % ALIGNMENT else "dilated" if max(dilation) > 1 else "plain"
+    shape = "unaligned" if weight.shape[0] % ALIGNMENT else "dilated" if max(geometry.dilation) > 1 else "plain"
     path_x = path_x or path_for("atrous_conv2d_backward_x", arithmetic, shape)
     path_weight = path_weight or path_for("atrous_conv2d_backward_weight", arithmetic, shape)
-    fits = _fits(x, weight, padding, dilation) and _fits(grad, weight, padding, dilation) and x.shape[0] > 0
-    own_x = need_x and fits and path_x == "triton" and max(stride) == 1
+    fits = _fits(x, weight, geometry) and _fits(grad, weight, geometry) and x.shape[0] > 0
+    own_x = need_x and fits and path_x == "triton" and max(geometry.stride) == 1
     own_weight = need_weight and fits and path_weight == "triton"
     scaled = weight if scale is None or not need_x else weight.float() * scale.float()[:, None, None, None]
 
@@ -227,13 +228,13 @@ def backward(
     with torch.cuda.device_of(x):
         if (need_x and not own_x) or (need_weight and not own_weight):
             to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-                grad, x, pack(scaled, x.dtype), None, stride, padding, dilation, False, [0, 0], 1,
+                grad, x, pack(scaled, x.dtype), None, *geometry, False, [0, 0], 1,
                 [need_x and not own_x, need_weight and not own_weight, False],
             )  # fmt: skip
         if own_x:
-            to_x = _backward_x(grad, x, scaled, padding, dilation, tile)
+            to_x = _backward_x(grad, x, scaled, geometry, tile)
         if own_weight:
-            to_weight = _backward_weight(grad, x, weight, stride, padding, dilation)
+            to_weight = _backward_weight(grad, x, weight, geometry)
     result = []
     if need_x and to_x is not None:
         result.append(to_x.contiguous(memory_format=format_of(x)))
@@ -242,19 +243,16 @@ def backward(
     return result
 
 
-def _backward_x(
-    grad: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int], tile: Tile | None
-) -> Tensor:
+def _backward_x(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None) -> Tensor:
     """With stride 1, a convolution of grad with the kernel turned round, from channels K to C."""
     turned = pack(weight.flip(2, 3).transpose(0, 1), x.dtype)
+    _, padding, dilation = geometry
     turned_padding = [dilation[a] * (weight.shape[2 + a] - 1) - padding[a] for a in range(2)]  # may be negative
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=format_of(x))
-    return _launch(grad, turned, None, None, None, [1, 1], turned_padding, dilation, False, out, tile)
+    return _launch(grad, turned, Geometry([1, 1], turned_padding, dilation), Epilogue(), out, tile)
 
 
-def _backward_weight(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """In two stages: partial sums of some pixels each, then these summed."""
     columns, channels, kernel_h, kernel_w = weight.shape
     grad, x = grad.contiguous(memory_format=LAST), x.contiguous(memory_format=LAST)
@@ -270,29 +268,18 @@ def _backward_weight(
     parts = triton.cdiv(pixels, pixels_each)
     sums = torch.empty(parts, columns, kernel_h, kernel_w, channels, dtype=torch.float32, device=x.device)
     weight_gradient_kernel[(*grid, parts)](
-        grad, x, sums, pixels, pixels_each, columns, channels, *x.shape[2:], *grad.shape[2:],
-        *stride, *padding, *dilation, KERNEL_H=kernel_h, KERNEL_W=kernel_w,
-        WIDE=is_wide(x, padding) or is_wide(grad, padding), PRECISION="tf32" if arithmetic == "tf32" else "ieee",
+        grad=grad, x=x, sums=sums, pixels=pixels, pixels_each=pixels_each, columns=columns,
+        **_maps(x, grad), **_steps(geometry), KERNEL_H=kernel_h, KERNEL_W=kernel_w,
+        WIDE=is_wide(x, geometry.padding) or is_wide(grad, geometry.padding), PRECISION=precision_of(arithmetic),
         BLOCK_PIXELS=block, BLOCK_COLUMNS=block_columns, BLOCK_C=block_c, num_warps=4, num_stages=4,
     )  # fmt: skip
     return sums.sum(0).permute(0, 3, 1, 2)
 
 
 def _launch(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
-    out: Tensor,
-    tile: Tile | None,
+    x: Tensor, packed: Tensor, geometry: Geometry, epilogue: Epilogue, out: Tensor, tile: Tile | None
 ) -> Tensor:
-    batch, columns, out_h, out_w = out.shape
-    pixels = batch * out_h * out_w
+    columns, pixels = out.shape[1], out.shape[0] * out.shape[2] * out.shape[3]
     if pixels == 0:
         return out
     x = x.contiguous(memory_format=LAST)
@@ -301,35 +288,51 @@ def _launch(
     options = tile_options(tile, columns, x.shape[1])
     programs = triton.cdiv(pixels, options["BLOCK_PIXELS"]) * triton.cdiv(columns, options["BLOCK_COLUMNS"])
     atrous_conv2d_kernel[(programs,)](
-        x, packed, _vector(bias), _vector(scale), _like(residual, out), out, pixels, columns, *x.shape[1:],
-        out_h, out_w, *stride, *padding, *dilation, *map_strides(out),
-        KERNEL_H=packed.shape[2], KERNEL_W=packed.shape[3], RELU=relu,
-        WIDE=is_wide(x, padding) or is_wide(out, padding), PRECISION="tf32" if arithmetic == "tf32" else "ieee",
+        x=x, weight=packed, out=out, pixels=pixels, columns=columns, **_maps(x, out), **_steps(geometry),
+        **_finishing(epilogue, out), KERNEL_H=packed.shape[2], KERNEL_W=packed.shape[3],
+        WIDE=is_wide(x, geometry.padding) or is_wide(out, geometry.padding), PRECISION=precision_of(arithmetic),
         **options,
     )  # fmt: skip
     return out
 
 
-def _finish(out: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool) -> Tensor:
+def _finish(out: Tensor, epilogue: Epilogue) -> Tensor:
     """In place: all that follows the convolution itself."""
     batch, columns, height, width = out.shape
-    if out.numel() > 0 and (relu or not (bias is None and scale is None and residual is None)):
+    if out.numel() > 0 and (epilogue.relu or any(part is not None for part in epilogue[:3])):
         epilogue_kernel[(batch * triton.cdiv(height * width, 64), triton.cdiv(columns, 64))](
-            out, _vector(bias), _vector(scale), _like(residual, out), height * width, columns, *map_strides(out),
-            RELU=relu, BLOCK_PIXELS=64, BLOCK_COLUMNS=64, num_warps=8,
+            out=out, area=height * width, columns=columns, **_finishing(epilogue, out),
+            BLOCK_PIXELS=64, BLOCK_COLUMNS=64, num_warps=8,
         )  # fmt: skip
     return out
+
+
+def _maps(x: Tensor, out: Tensor) -> dict[str, int]:
+    """Channels and sizes of maps as the kernels take them; `out` of a convolution of x."""
+    channels, height, width = x.shape[1:]
+    return {"C": channels, "H": height, "W": width, "out_H": out.shape[2], "out_W": out.shape[3]}
+
+
+def _steps(geometry: Geometry) -> dict[str, int]:
+    """The geometry as the kernels take it."""
+    named = zip(("stride", "padding", "rate"), geometry, strict=True)
+    return {f"{name}_{axis}": step for name, steps in named for axis, step in zip("yx", steps, strict=True)}
+
+
+def _finishing(epilogue: Epilogue, out: Tensor) -> dict[str, Any]:
+    """The epilogue as the kernels take it, and how to step through `out` and the residual."""
+    bias, scale, residual, relu = epilogue
+    if residual is not None:
+        residual = residual.contiguous(memory_format=format_of(out))
+    named = {"bias": _vector(bias), "scale": _vector(scale), "residual": residual, "RELU": relu}
+    return named | map_strides(out, "out_")
 
 
 def _vector(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
-def _like(residual: Tensor | None, out: Tensor) -> Tensor | None:
-    return None if residual is None else residual.contiguous(memory_format=format_of(out))
-
-
-def _fits(maps: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
+def _fits(maps: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether numbers of pixels and offsets into the weight fit in 32 bits."""
-    reach = [padding[a] + dilation[a] * weight.shape[2 + a] for a in range(2)]
+    reach = [geometry.padding[a] + geometry.dilation[a] * weight.shape[2 + a] for a in range(2)]
     return fits_32_bits(maps, reach) and weight.numel() < 2**30

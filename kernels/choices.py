@@ -64,6 +64,11 @@ def arithmetic_of(x: Tensor) -> str:
     return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
+def precision_of(arithmetic: str) -> str:
+    """The input_precision of Triton's products; 16 bits have but one."""
+    return "tf32" if arithmetic == "tf32" else "ieee"
+
+
 @dataclass(frozen=True)
 class Tile:
     """What one program computes: `pixels` x `columns` results, `channels` of the reduction a step."""

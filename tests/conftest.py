@@ -58,7 +58,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     if request.param == "reference":
         monkeypatch.setattr(define, "kernels_wanted", lambda: False)
-        monkeypatch.setattr(lattice, "_compiled", lambda: None)
+        monkeypatch.setattr(lattice._core, "compiled", lambda: None)
     elif not _native.load():
         pytest.skip("the compiled library is not there")  # built without a compiler: then only the reference counts
     return request.param

@@ -30,6 +30,7 @@ from bench.cases.common import (
     seeded,
     stock_layouts,
 )
+from deeplab_fast._conv_arguments import Epilogue, Geometry
 
 
 class Layer(NamedTuple):
@@ -186,9 +187,8 @@ class GpuInputs(NamedTuple):
     packed: Tensor | None  # the weight as the Triton kernel takes it
 
     @property
-    def numbers(self) -> tuple[list[int], list[int], list[int]]:
-        """stride, padding, dilation."""
-        return [self.layer.stride] * 2, [self.layer.padding] * 2, [self.layer.rate] * 2
+    def geometry(self) -> Geometry:
+        return Geometry([self.layer.stride] * 2, [self.layer.padding] * 2, [self.layer.rate] * 2)
 
 
 def _gpu_case(target: Target, layer: Layer, what: str, name: str, dtype: torch.dtype) -> Case:
@@ -258,14 +258,14 @@ def _gpu_backends(what: str, target: Target) -> dict[str, Backend]:
 
 
 def _stock(x: Tensor, weight: Tensor, inputs: GpuInputs) -> Tensor:
-    out = conv2d(x, weight, None, *inputs.numbers)
+    out = conv2d(x, weight, None, *inputs.geometry)
     out = batch_norm(out, inputs.mean, inputs.variance, inputs.scale, inputs.bias, eps=0.0)
     return torch.relu(out if inputs.residual is None else out + inputs.residual)
 
 
 def _ours(x: Tensor, weight: Tensor, inputs: GpuInputs) -> Tensor:
     return deeplab_fast.atrous_conv2d(
-        x, weight, inputs.bias, *inputs.numbers, scale=inputs.scale, residual=inputs.residual, relu=True
+        x, weight, inputs.bias, *inputs.geometry, scale=inputs.scale, residual=inputs.residual, relu=True
     )
 
 
@@ -283,7 +283,7 @@ def _kernel(path: str, tile: Any, inputs: GpuInputs) -> Tensor:
     from deeplab_fast.kernels import atrous_conv2d
 
     return atrous_conv2d.forward(
-        inputs.x, inputs.weight, inputs.bias, inputs.scale, inputs.residual, *inputs.numbers, True,
+        inputs.x, inputs.weight, inputs.geometry, Epilogue(inputs.bias, inputs.scale, inputs.residual, relu=True),
         packed=inputs.packed, path=path, tile=tile,
     )  # fmt: skip
 
@@ -292,7 +292,7 @@ def _gradient(path: str, to_x: bool, inputs: GpuInputs) -> list[Tensor]:
     from deeplab_fast.kernels import atrous_conv2d
 
     return atrous_conv2d.backward(
-        inputs.grad, inputs.x, inputs.weight, None, *inputs.numbers, to_x, not to_x, path_x=path, path_weight=path
+        inputs.grad, inputs.x, inputs.weight, None, inputs.geometry, to_x, not to_x, path_x=path, path_weight=path
     )
 
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <mutex>
 
 #include "base/denormals.h"
+#include "crf/image_features.h"
+#include "crf/kept_kernels.h"
 #include "lattice/geometry.h"
 
 namespace deeplab_fast {
@@ -50,48 +50,6 @@ Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
   std::fill(values.begin(), values.end(), 1.0f);
   filter(pairwise.kernel->lattice, view, values.data(), 1, Blur::kForward, values.data(), parallel);
   return values;
-}
-
-// Spatial kernels of the last few image sizes and deviations. Locks are only tried: whoever finds it busy does without.
-class KeptKernels {
- public:
-  std::shared_ptr<const Kernel> find(int64_t width, int64_t height, float sx, float sy) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return nullptr;
-    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-      if (entry->width != width || entry->height != height || entry->sx != sx || entry->sy != sy) continue;
-      std::rotate(entries_.begin(), entry, entry + 1);  // the latest first
-      return entries_.front().kernel;
-    }
-    return nullptr;
-  }
-  void keep(int64_t width, int64_t height, float sx, float sy, std::shared_ptr<const Kernel> kernel) {
-    constexpr int64_t kMostPoints = 1 << 20, kBytesOfPoint = 60;
-    constexpr size_t kMostEntries = 2;
-    const int64_t points = width * height;
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || points > kMostPoints || static_cast<size_t>(points * kBytesOfPoint) > most_kept() / 4) return;
-    if (entries_.size() == kMostEntries) entries_.pop_back();
-    entries_.insert(entries_.begin(), {width, height, sx, sy, std::move(kernel)});
-  }
-  void release() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (lock) entries_.clear();
-  }
-
- private:
-  struct Entry {
-    int64_t width, height;
-    float sx, sy;
-    std::shared_ptr<const Kernel> kernel;
-  };
-  std::mutex mutex_;
-  std::vector<Entry> entries_;
-};
-
-KeptKernels& kept_kernels() {
-  static KeptKernels& only = *new KeptKernels;  // never destroyed: other threads may still use it at exit
-  return only;
 }
 
 // The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
@@ -243,11 +201,6 @@ void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf:
 
 }  // namespace
 
-void release_memory() {
-  kept_kernels().release();
-  release_blocks();
-}
-
 Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
     : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
   std::fill(ones.begin(), ones.end(), 1.0f);
@@ -309,11 +262,11 @@ void DenseCrf::add_pairwise(const float* features, int dimensions, const float* 
 
 void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
-  auto kernel = kept_kernels().find(width, height, sx, sy);
+  auto kernel = KeptKernels::of_process().find(width, height, sx, sy);
   if (kernel == nullptr || !kernel->lattice.order->same_as(*order_)) {
     const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
     kernel = std::make_shared<Kernel>(features.data(), 2, order_, parallel);
-    kept_kernels().keep(width, height, sx, sy, kernel);
+    KeptKernels::of_process().keep(width, height, sx, sy, kernel);
   }
   pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
 }
@@ -389,6 +342,16 @@ double DenseCrf::kl_divergence(const float* q, Parallel& parallel) {
   double sum = 0;
   for (double part : sums) sum += part;
   return sum;
+}
+
+void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel) {
+  constexpr int64_t kTile = 64, kTask = 4096;
+  parallel_for(parallel, (points + kTask - 1) / kTask, [&](int64_t task) {
+    const int64_t end = std::min(points, (task + 1) * kTask);
+    for (int64_t tile = task * kTask; tile < end; tile += kTile)
+      for (int l = 0; l < labels; ++l)
+        for (int64_t i = tile; i < std::min(end, tile + kTile); ++i) out[l * points + i] = q[i * labels + l];
+  });
 }
 
 }  // namespace deeplab_fast

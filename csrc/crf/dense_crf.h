@@ -103,14 +103,6 @@ class DenseCrf {
   std::vector<std::unique_ptr<Pairwise>> pairwise_;
 };
 
-// Forgets the spatial kernels that are kept for the next CRF, and gives all kept memory back to the system.
-void release_memory();
-
-// Features of pydensecrf's 2-D kernels: [2][H*W] (x/sx, y/sy); [5][H*W] with (r/sr, g/sg, b/sb) of an (H,W,3) image.
-Buffer<float> gaussian_features(int64_t width, int64_t height, float sx, float sy, Parallel& parallel);
-Buffer<float> bilateral_features(int64_t width, int64_t height, float sx, float sy, const float sigma_rgb[3],
-                                 const uint8_t* image, Parallel& parallel);
-
 // q[i * labels + l] -> out[l * points + i].
 void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel);
 

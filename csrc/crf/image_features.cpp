@@ -1,7 +1,4 @@
-// Features of images, and the layout of results.
-#include <algorithm>
-
-#include "crf/dense_crf.h"
+#include "crf/image_features.h"
 
 namespace deeplab_fast {
 namespace {
@@ -34,16 +31,6 @@ Buffer<float> bilateral_features(int64_t width, int64_t height, float sx, float 
       for (int c = 0; c < 3; ++c) features[(2 + c) * points + i] = static_cast<float>(image[3 * i + c]) / sigma_rgb[c];
   });
   return features;
-}
-
-void to_label_major(const float* q, int labels, int64_t points, float* out, Parallel& parallel) {
-  constexpr int64_t kTile = 64, kTask = 4096;
-  parallel_for(parallel, (points + kTask - 1) / kTask, [&](int64_t task) {
-    const int64_t end = std::min(points, (task + 1) * kTask);
-    for (int64_t tile = task * kTask; tile < end; tile += kTile)
-      for (int l = 0; l < labels; ++l)
-        for (int64_t i = tile; i < std::min(end, tile + kTile); ++i) out[l * points + i] = q[i * labels + l];
-  });
 }
 
 }  // namespace deeplab_fast

@@ -10,6 +10,8 @@
 
 #include "base/thread_pool.h"
 #include "crf/dense_crf.h"
+#include "crf/image_features.h"
+#include "crf/kept_kernels.h"
 #include "isa/isa.h"
 #include "lattice/geometry.h"
 #include "lattice/lattice.h"

@@ -1,5 +1,5 @@
-// What the doors of the dense CRF share: checks, and arguments as the core takes them. Included by doors of CRF ops
-// only.
+// What the doors of ops on lattices share (the filter, the dense CRF, the pairwise energy): checks, and arguments as the
+// core takes them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "base/buffer.h"
-#include "crf/dense_crf.h"
+#include "crf/kept_kernels.h"
 
 extern "C" __attribute__((visibility("default"))) void deeplab_fast_release_memory() {
   deeplab_fast::release_memory();

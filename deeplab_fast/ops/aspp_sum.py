@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +12,9 @@ from torch import Tensor
 from deeplab_fast import reference
 from deeplab_fast._arguments import sum_dtype
 from deeplab_fast._conv_arguments import check_aspp_arguments
-from deeplab_fast.ops import cpu, cuda
-from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, format_of, is_inference
+from deeplab_fast.ops import cuda
+from deeplab_fast.ops.cpu import aspp_sum as cpu
+from deeplab_fast.ops.define import OPS, autocast, define, empty_maps, is_inference
 
 
 def aspp_sum(
@@ -43,19 +46,6 @@ def aspp_sum(
 # --- Ops -----------------------------------------------------------------------------------------------------------
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
-    return reference.aspp_sum(x, weights, bias, rates).contiguous(memory_format=format_of(x))
-
-
-def _backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
-    out = reference.aspp_sum_backward_x(grad, weights, rates)
-    return out.contiguous(memory_format=format_of(grad))
-
-
-def _backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
-    return [gradient.contiguous() for gradient in reference.aspp_sum_backward_weights(grad, x, weights, rates)]
-
-
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
     return empty_maps(x, weights[0].shape[0], x.shape[2:])
 
@@ -66,6 +56,10 @@ def _backward_x_fake(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[in
 
 def _backward_weights_fake(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
     return [weight.new_empty(weight.shape) for weight in weights]
+
+
+def _packed_on_gpu(kernels: ModuleType, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return cuda.kept(x, weights, lambda: kernels.pack(weights, x.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -87,31 +81,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
 
 define(
     "aspp_sum_backward_x",
-    reference=_backward_x,
+    reference=reference.aspp_sum_backward_x,
     fake=_backward_x_fake,
     cpu=cpu.aspp_sum_backward_x,
-    cuda=cuda.kernel_of("aspp_sum", "backward_x", _backward_x),
+    cuda=cuda.kernel_of("aspp_sum", "backward_x", reference.aspp_sum_backward_x),
 )
 define(
     "aspp_sum_backward_weights",
-    reference=_backward_weights,
+    reference=reference.aspp_sum_backward_weights,
     fake=_backward_weights_fake,
     cpu=cpu.aspp_sum_backward_weights,
-    cuda=cuda.kernel_of("aspp_sum", "backward_weights", _backward_weights),
+    cuda=cuda.kernel_of("aspp_sum", "backward_weights", reference.aspp_sum_backward_weights),
 )
 define(
     "aspp_sum_inference",
-    reference=_forward,
+    reference=reference.aspp_sum,
     fake=_forward_fake,
-    cpu=cpu.aspp_sum_inference,
-    cuda=cuda.aspp_sum_inference(_forward),
+    cpu=partial(cpu.aspp_sum, keep_packed=True),
+    cuda=cuda.inference_kernel_of("aspp_sum", _packed_on_gpu, reference.aspp_sum),
 )
 define(
     "aspp_sum",
-    reference=_forward,
+    reference=reference.aspp_sum,
     fake=_forward_fake,
     cpu=cpu.aspp_sum,
-    cuda=cuda.kernel_of("aspp_sum", "forward", _forward),
+    cuda=cuda.kernel_of("aspp_sum", "forward", reference.aspp_sum),
     setup_context=_setup_context,
     backward=_backward,
 )

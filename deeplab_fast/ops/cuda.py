@@ -36,38 +36,23 @@ def kernel_of(stem: str, launcher: str, reference: Callable) -> Callable:
     return run
 
 
-def aspp_sum_inference(reference: Callable) -> Callable:
-    """The launcher of aspp_sum, with packed weights that are kept for the next call."""
+def inference_kernel_of(
+    stem: str, packed: Callable[[ModuleType, Tensor, Any], Tensor], reference: Callable
+) -> Callable:
+    """The same of the launcher `forward`, with weights packed by packed(deeplab_fast.kernels.`stem`, x, weights)."""
 
     @wraps(reference)
-    def run(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, rates: Sequence[int]) -> Tensor:
+    def run(x: Tensor, weights: Any, *arguments: Any) -> Tensor:
         if not _takes(x):
-            return reference(x, weights, bias, rates)
-        kernels = _module("aspp_sum")
-        packed = _packed(x, weights, lambda: kernels.pack(weights, x.dtype))
-        return kernels.forward(x, weights, bias, rates, packed=packed)
+            return reference(x, weights, *arguments)
+        kernels = _module(stem)
+        return kernels.forward(x, weights, *arguments, packed=packed(kernels, x, weights))
 
     return run
 
 
-def atrous_conv2d_inference(reference: Callable) -> Callable:
-    """The launcher of atrous_conv2d, with packed weights that are kept for the next call."""
-
-    @wraps(reference)
-    def run(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        if not _takes(x):
-            return reference(x, weight, *arguments)
-        kernels = _module("atrous_conv2d")
-        packed = weight
-        if weight.dtype != x.dtype or not weight.is_contiguous(memory_format=torch.channels_last):
-            packed = _packed(x, [weight], lambda: kernels.pack(weight, x.dtype))
-        return kernels.forward(x, weight, *arguments, packed=packed)
-
-    return run
-
-
-def _packed(x: Tensor, tensors: Sequence[Tensor], pack: Callable[[], Tensor]) -> Tensor:
-    """What pack() returned for the same tensors with the same content.
+def kept(x: Tensor, tensors: Sequence[Tensor], pack: Callable[[], Tensor]) -> Tensor:
+    """pack(), or what it returned when last called for the same tensors with the same content.
 
     Here version counters stand for the content: for a checksum the host would have to wait. They do not see what is
     written through `.data`. Tensors of inference mode have none.

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeplab_fast import reference
+from deeplab_fast import _core, reference
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
-from deeplab_fast.pydensecrf._backend import apply_num_threads, core
-
-
-def _compiled() -> ModuleType | None:
-    """The compiled core, which shares memory with CPU tensors; None, with one warning, where it is not built."""
-    try:
-        from deeplab_fast import _densecrf
-    except ImportError:
-        core()  # warns
-        return None
-    return _densecrf
+from deeplab_fast.errors import ArgumentError
+from deeplab_fast.ops.define import OPS, in_format_of
+from deeplab_fast.ops.permutohedral_filter import kernel_takes
+from deeplab_fast.reference.lattice import check_range
 
 
 class Lattice:
     """The permutohedral lattices of a batch of images, or that of one.
 
     `Lattice(features).filter(values)` is `deeplab_fast.permutohedral_filter(values, features)`, with the work split:
-    building looks at the features, filtering only at the values. Paper: Adams, Baek and Davis, "Fast High-Dimensional
-    Filtering Using the Permutohedral Lattice", 2010.
+    building looks at the features, filtering only at the values. What is kept: the lattice; on a GPU that has
+    kernels for these features, a copy of the features, from which kernels build the lattice anew with every filtering.
+    A lattice that was moved to a GPU is kept, and used there in plain PyTorch. Paper: Adams, Baek and Davis, "Fast
+    High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
 
     Args:
         features: floating, in units of standard deviations: (N, D, *S), or of one image without a batch axis, (D, P).
@@ -46,13 +41,29 @@ class Lattice:
         self._batched = features.ndim > 2 if batched is None else batched
         if features.ndim < 2 + self._batched or 0 in features.shape[int(self._batched) :]:
             wanted = "(N, D, *S)" if self._batched else "(D, *S)"
-            raise ValueError(
-                f"features: shape is {shape_of(features)}, should be {wanted} with D and every axis of S at least 1"
-            )
+            wanted += " with D and every axis of S at least 1"
+            raise ArgumentError("features", shape_of(features), wanted, what="shape")
         images = features.detach() if self._batched else features.detach()[None]
         self._size = features.shape[1 + self._batched :]
         self._device = features.device
-        self._images = [_build(image.flatten(1)) for image in images]
+        self._features: Tensor | None = None
+        if self._device.type == "cuda":
+            self._features = images.to(sum_dtype(images), copy=True)
+            if not torch.cuda.is_current_stream_capturing():
+                for image in self._features:
+                    check_range(image.flatten(1))
+        else:
+            self._images = [_build(image.flatten(1)) for image in images]
+
+    @cached_property
+    def _images(self) -> list[Any]:
+        """A lattice each. Of features on a GPU, built when it is asked for: kernels do without."""
+        assert self._features is not None
+        return [_build(image.flatten(1)) for image in self._features]
+
+    @property
+    def _batch(self) -> int:
+        return len(self._images if self._features is None else self._features)
 
     @property
     def vertex_count(self) -> int:
@@ -64,7 +75,7 @@ class Lattice:
         return self._device
 
     def __repr__(self) -> str:
-        batch = f"batch of {len(self._images)}, " if self._batched else ""
+        batch = f"batch of {self._batch}, " if self._batched else ""
         return f"Lattice({batch}size {tuple(self._size)}, {self.vertex_count} vertices, device {self._device})"
 
     def to(self, device: torch.device | str) -> Lattice:
@@ -73,8 +84,8 @@ class Lattice:
         if device == self._device:
             return self
         moved = object.__new__(Lattice)
-        moved.__dict__ = dict(self.__dict__, _device=device)
-        moved._images = [_as_reference(image).to(device) for image in self._images]
+        images = [_as_reference(image).to(device) for image in self._images]
+        moved.__dict__ = dict(self.__dict__, _device=device, _features=None, _images=images)
         return moved
 
     def filter(self, values: Tensor, reverse: bool = False) -> Tensor:
@@ -94,19 +105,21 @@ class Lattice:
             ValueError: if its shape or device does not fit the lattice.
         """
         check_floating("values", values)
-        wanted = (*((len(self._images),) if self._batched else ()), "C", *self._size)
+        wanted = (*((self._batch,) if self._batched else ()), "C", *self._size)
         channels = int(self._batched)
         fits = values.ndim == len(wanted) and values.shape[channels] > 0
         if not fits or any(size not in ("C", actual) for size, actual in zip(wanted, values.shape, strict=True)):
-            raise ValueError(
-                f"values: shape is {shape_of(values)}, should be ({', '.join(map(str, wanted))}) with C at least 1"
-            )
+            text = f"({', '.join(map(str, wanted))}) with C at least 1"
+            raise ArgumentError("values", shape_of(values), text, what="shape")
         if values.device != self._device:
-            raise ValueError(f"values: device is {values.device}, should be {self._device}, that of the lattice")
+            raise ArgumentError("values", values.device, f"{self._device}, that of the lattice", what="device")
         return _Filter.apply(values, self, reverse)
 
     def _filter(self, values: Tensor, reverse: bool) -> Tensor:
         images = values.detach() if self._batched else values.detach()[None]
+        if self._features is not None and kernel_takes(images, [self._features]):
+            filtered = OPS["permutohedral_filter"](images, self._features, reverse)
+            return in_format_of(values, filtered if self._batched else filtered[0])
         out = torch.empty_like(values)
         for lattice, image, to in zip(self._images, images, out if self._batched else out[None], strict=True):
             filtered = _filter_image(lattice, image.flatten(1).to(sum_dtype(values)), reverse)
@@ -129,10 +142,10 @@ class _Filter(torch.autograd.Function):
 
 def _build(features: Tensor) -> Any:
     """The lattice of features (D, P): a compiled one for what the compiled core takes, else the reference's."""
-    compiled = _compiled() if features.device.type == "cpu" else None
+    compiled = _core.compiled() if features.device.type == "cpu" else None
     if compiled is None or features.dtype == torch.float64:
         return reference.build_lattice(features)
-    apply_num_threads()
+    _core.apply_num_threads(compiled)
     return compiled.Lattice(features.float().contiguous().numpy())
 
 
@@ -140,7 +153,9 @@ def _filter_image(lattice: Any, values: Tensor, reverse: bool) -> Tensor:
     """Values (C, P), float32 or float64."""
     if isinstance(lattice, reference.Lattice) or values.dtype == torch.float64:
         return _as_reference(lattice).filter(values, reverse)
-    apply_num_threads()
+    compiled = _core.compiled()
+    assert compiled is not None  # it built this lattice
+    _core.apply_num_threads(compiled)
     return torch.from_numpy(lattice.filter(values.contiguous().numpy(), reverse))
 
 

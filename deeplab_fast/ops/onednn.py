@@ -17,13 +17,11 @@ tests/fuzz/fuzz.py finds them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from deeplab_fast._conv_arguments import every_tap_meets, every_window_meets, format_of, output_size
+from deeplab_fast._conv_arguments import Epilogue, Geometry, every_tap_meets, every_window_meets, format_of, output_size
 
 LAST = torch.channels_last
 
@@ -44,24 +42,23 @@ def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if values is None else canonical(values.to(dtype))
 
 
-def pad_where_windows_miss(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, Sequence[int]] | None:
-    """x and padding as `convolution` takes them: where an output sees nothing but padding, x has it written out.
+def pad_where_windows_miss(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:
+    """x and geometry as `convolution` takes them: where an output sees nothing but padding, x has it written out.
 
     None if that were vast: such a convolution is not for oneDNN.
     """
-    if every_window_meets(x, weight, stride, padding, dilation):
-        return x, padding
-    height, width = output_size(x, weight, stride, padding, dilation)
+    if every_window_meets(x, weight, geometry):
+        return x, geometry
+    padding = geometry.padding
+    height, width = output_size(x, weight, geometry)
     pixels = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
     if pixels > 4 * max(height * width, x.shape[2] * x.shape[3]):
         return None
-    return pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+    return pad(x, (padding[1], padding[1], padding[0], padding[0])), geometry._replace(padding=(0, 0))
 
 
-def pack(weight: Tensor, x: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """A weight as `convolution` takes it with the same numbers, for maps of the dtype of the weight.
+def pack(weight: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """A weight as `convolution` takes it with the same geometry, for maps of the dtype of the weight.
 
     Any size of map can use it: oneDNN changes the layout where another is better than that for the size of x.
     """
@@ -69,57 +66,38 @@ def pack(weight: Tensor, x: Tensor, stride: Sequence[int], padding: Sequence[int
     if weight.dtype == torch.float32:  # oneDNN's own layout gains at most 2 % there
         return weight
     size = [x.shape[0], weight.shape[1], *x.shape[2:]]
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, list(padding), list(stride), list(dilation), 1, size)
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *_in_order_of_torch(geometry), size)
 
 
-def convolution(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    relu: bool,
-) -> Tensor:
-    """relu(conv2d(x, weight) + bias + residual), packed being `pack(weight, …)`; in the dtype of x and the weight."""
+def convolution(x: Tensor, packed: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+    """relu(conv2d(x, weight) + bias + residual), packed being `pack(weight, …)`; in the dtype of x and the weight.
+
+    The scale of the epilogue is for the weight: it is not looked at.
+    """
     x = canonical(_with_two_channels(x), LAST)
-    bias = vector(bias, x.dtype)
-    geometry = (list(padding), list(stride), list(dilation), 1)
+    bias, numbers = vector(epilogue.bias, x.dtype), _in_order_of_torch(geometry)
     convolve = torch.ops.mkldnn._convolution_pointwise
-    if residual is None:
-        return convolve(x, packed, bias, *geometry, "relu" if relu else "none", [], "")
-    residual = canonical(residual.to(x.dtype), LAST)
-    return convolve.binary(x, residual, packed, bias, *geometry, "add", 1.0, "relu" if relu else None, [], None)
+    if epilogue.residual is None:
+        return convolve(x, packed, bias, *numbers, "relu" if epilogue.relu else "none", [], "")
+    residual = canonical(epilogue.residual.to(x.dtype), LAST)
+    then = "relu" if epilogue.relu else None
+    return convolve.binary(x, residual, packed, bias, *numbers, "add", 1.0, then, [], None)
 
 
-def weight_gradient_is_right(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    in_bfloat16: bool,
-) -> bool:
+def weight_gradient_is_right(x: Tensor, weight: Tensor, geometry: Geometry, in_bfloat16: bool) -> bool:
     """Whether `convolution_backward` computes the gradient to this weight."""
-    if weight.shape[2] == weight.shape[3] == 1 or not every_window_meets(x, weight, stride, padding, dilation):
+    if weight.shape[2] == weight.shape[3] == 1 or not every_window_meets(x, weight, geometry):
         return False
-    return not in_bfloat16 or (x.shape[1] % 16 == 0 and every_tap_meets(x, weight, stride, padding, dilation))
+    return not in_bfloat16 or (x.shape[1] % 16 == 0 and every_tap_meets(x, weight, geometry))
 
 
 def convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_x: bool,
-    need_weight: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of conv2d(x, weight): the gradients to x and to the weight, where needed."""
     channels, memory_format = x.shape[1], format_of(x)
     x, weight = (canonical(_with_two_channels(tensor), memory_format) for tensor in (x, weight))
+    stride, padding, dilation = geometry
     dilation = [rate if length > 1 else 1 for rate, length in zip(dilation, weight.shape[2:], strict=True)]
     to_x, to_weight, _ = torch.ops.aten.convolution_backward(
         canonical(grad, memory_format), x, weight, None, stride, padding, dilation, False, [0, 0], 1,
@@ -127,6 +105,11 @@ def convolution_backward(
     )  # fmt: skip
     to_x, to_weight = (None if gradient is None else gradient[:, :channels] for gradient in (to_x, to_weight))
     return to_x, to_weight
+
+
+def _in_order_of_torch(geometry: Geometry) -> tuple[list[int], list[int], list[int], int]:
+    """Padding, stride, dilation and groups, as the internal operators take them."""
+    return list(geometry.padding), list(geometry.stride), list(geometry.dilation), 1
 
 
 def _with_two_channels(maps: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ its 2x2 tile. Float64, and everything where nothing is compiled, is the referenc
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from deeplab_fast._conv_arguments import Geometry
 from deeplab_fast.ops import define, onednn
 
 REFERENCE, TAPS, WINOGRAD = "reference", "taps", "winograd"
@@ -51,27 +51,24 @@ def aspp_path(x: Tensor) -> str:
     return GEMM if x.dtype == torch.bfloat16 and computes_in_bfloat16() else TAPS
 
 
-def atrous_path(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> str:
+def atrous_path(x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     """The path of `atrous_conv2d`, and of its gradient to x as the convolution that it is where the stride is 1."""
     if x.dtype == torch.float64 or not define.kernels_wanted() or not torch.backends.mkldnn.is_available():
         return REFERENCE
     if x.dtype == torch.bfloat16 and computes_in_bfloat16():
         return ONEDNN
-    if _winograd_pays(x, weight, stride, padding, dilation) and define.kernels_loaded():
+    if _winograd_pays(x, weight, geometry) and define.kernels_loaded():
         return WINOGRAD
     return ONEDNN_FLOAT
 
 
-def _winograd_pays(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> bool:
+def _winograd_pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Where it is faster, packing included (1.1 to 2.1 times), and at most as far off as the direct sum.
 
     Few channels or pixels do not pay for the transforms. Where the rate comes near the map's size most taps lie
     outside; the direct sum is then short, and rounds less.
     """
+    stride, padding, dilation = geometry
     kernel = list(weight.shape[2:])
     if kernel != [3, 3] or list(stride) != [1, 1] or list(padding) != list(dilation):
         return False
@@ -80,22 +77,16 @@ def _winograd_pays(
     return large and enough and weight.shape[1] >= 32 and weight.shape[0] >= 16
 
 
-def atrous_backward_path(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> str:
+def atrous_backward_path(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> str:
     """The path of the gradient of `atrous_conv2d` to the weight; see `atrous_path` for that to x."""
     if grad.dtype == torch.float64 or not define.kernels_wanted() or not torch.backends.mkldnn.is_available():
         return REFERENCE
     in_bfloat16 = grad.dtype == torch.bfloat16 and computes_in_bfloat16()
+    stride, padding, dilation = geometry
     kernel = weight.shape[2:]
     same = all(stride[a] == 1 and kernel[a] % 2 == 1 and padding[a] == dilation[a] * (kernel[a] // 2) for a in range(2))
     if same and max(kernel) > 1 and not in_bfloat16 and define.kernels_loaded():
         return TAPS
-    if onednn.weight_gradient_is_right(x, weight, stride, padding, dilation, in_bfloat16):
+    if onednn.weight_gradient_is_right(x, weight, geometry, in_bfloat16):
         return ONEDNN if in_bfloat16 else ONEDNN_FLOAT
     return GEMM if in_bfloat16 else GEMM_FLOAT

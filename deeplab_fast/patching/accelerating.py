@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deeplab_fast.errors import ArgumentTypeError
 from deeplab_fast.ops import paths
 from deeplab_fast.patching.conversion import REPORT, Enter, Leave
 from deeplab_fast.patching.patcher import patch, unpatch
@@ -41,9 +42,9 @@ def accelerate(
         ValueError: if the model does not take the example.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
     if dtype is not None and dtype not in DTYPES:
-        raise TypeError(f"dtype: is {dtype!r}, should be one of {', '.join(map(str, DTYPES))}")
+        raise ArgumentTypeError("dtype", dtype, f"one of {', '.join(map(str, DTYPES))}")
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     outside = next((hook.dtype for hook in model._forward_hooks.values() if isinstance(hook, Leave)), first.dtype)
     if dtype is None:

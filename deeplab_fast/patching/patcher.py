@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from deeplab_fast import _native
 from deeplab_fast import nn as fast_nn
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.ops import cuda, define
 from deeplab_fast.patching import conversion, probing
 from deeplab_fast.patching.finding import Finder, Site, shared_in
@@ -50,7 +51,7 @@ def patch(model: nn.Module, example: Tensor | Sequence[Any] | None = None) -> Re
         ValueError: if the model does not take the example.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
     shapes = {} if example is None else _input_shapes(model, example)
     report, shared = Report(remark=_why_slow(model)), shared_in(model)
     passed_over: set[int] = set()
@@ -71,7 +72,7 @@ def unpatch(model: nn.Module) -> None:
         TypeError: if `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: is a {type(model).__name__}, should be a torch.nn.Module")
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
     for module in model.modules():
         if program_of(module) is not None:
             unfuse(module)
@@ -175,7 +176,7 @@ def _channels_into(module: nn.Module, graph: fx.Graph) -> int:
 def _input_shapes(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, tuple[int, ...]]:
     """path -> shape of the input that each module gets when the model gets `example`."""
     if not isinstance(example, Tensor | list | tuple):
-        raise TypeError(f"example: is a {type(example).__name__}, should be a tensor or a sequence of arguments")
+        raise ArgumentTypeError("example", type(example), "a tensor or a sequence of arguments")
     given = (example,) if isinstance(example, Tensor) else tuple(example)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     arguments = [one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in given]
@@ -189,11 +190,13 @@ def _input_shapes(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str
         try:
             twin = deep_copy_of(model).eval()
         except Untraceable as error:
-            raise ValueError(f"model: {error}, which an example needs") from error
+            text = f"{error}, which an example needs"
+            raise ArgumentError("model", type(model), "a model that can be copied", text=text) from error
         for path, module in twin.named_modules():
             module.register_forward_pre_hook(lambda _, inputs, path=path: note(path, inputs))
         try:
             twin(*arguments)
         except Exception as error:  # whatever the model raises
-            raise ValueError(f"example: the model does not take it: {error}") from error
+            text = f"the model does not take it: {error}"
+            raise ArgumentError("example", type(example), "what the model takes", text=text) from error
     return shapes

@@ -12,8 +12,10 @@ or leave the script alone and call `install_as_pydensecrf()` before it imports p
 
 from __future__ import annotations
 
+from deeplab_fast._core import get_num_threads, set_num_threads
+
 from . import densecrf, eigen, utils
-from ._backend import get_num_threads, release_memory, set_num_threads
+from ._backend import release_memory
 from ._install import install_as_pydensecrf
 
 __all__ = [

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 
 from . import eigen as eigen
 from ._backend import apply_num_threads, check_size, core
+from ._errors import Refused
 
 __all__ = [
     "CONST_KERNEL",
@@ -112,7 +113,7 @@ class DenseCRF:
         self._nvar = _positive("nvar", nvar)
         self._nlabel = _positive("nlabels", nlabels)
         if self._nlabel > MOST:
-            raise ValueError(f"nlabels must be at most {MOST}, got {self._nlabel}")
+            raise Refused("nlabels", self._nlabel, f"at most {MOST}")
         check_size(self._nvar, self._nlabel, [1])  # no model without a lattice is of use
         self._dimensions: list[int] = []  # of the lattices
         self._lock = threading.RLock()
@@ -139,7 +140,7 @@ class DenseCRF:
             raise TypeError(f"u must be a ConstUnary or a LogisticUnary, got {type(u).__name__}")
         with _moving:
             if u._energy is None:
-                raise ValueError("u has been used by setUnary before (it takes ownership); create another one")
+                raise Refused("u", u, "one that setUnary has not used before (it takes ownership)")
             self._set_unary(u._energy)
             u._energy = None
 
@@ -159,7 +160,7 @@ class DenseCRF:
         """
         features = _matrix("features", features)
         if features.shape[0] < 1 or features.shape[1] != self._nvar:
-            raise ValueError(f"features must have shape (D, {self._nvar}) with D at least 1, got {features.shape}")
+            raise Refused("features", features.shape, f"(D, {self._nvar}) with D at least 1", what="shape")
         dims = features.shape[0]
         self._add(dims, "add_pairwise", features, compat=compat, kernel=kernel, normalization=normalization)
 
@@ -167,7 +168,7 @@ class DenseCRF:
         """Q after `niter` iterations from softmax(-unary): (labels, points) float32, memory pixel-major."""
         niter = _integer("niter", niter)
         if not 0 <= niter <= MOST:
-            raise ValueError(f"niter must be in 0..{MOST}, got {niter}")
+            raise Refused("niter", niter, f"in 0..{MOST}")
         return self._run("inference", niter).T
 
     def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,21 +201,21 @@ class DenseCRF:
         """
         eps = _number("eps", eps)
         if not 0 <= eps < 1:
-            raise ValueError(f"eps must be at least 0 and below 1, got {eps}")
+            raise Refused("eps", eps, "at least 0 and below 1")
         self._run("set_collapse", eps)
 
     def _set_unary(self, energy: np.ndarray) -> None:
         need = (self._nlabel, self._nvar)
         if energy.shape != need:
             hint = "; reshape it to (labels, -1)" if energy.size == need[0] * need[1] else ""
-            raise ValueError(f"the unary energy must have shape {need} (labels, points), got {energy.shape}{hint}")
+            raise Refused("the unary energy", energy.shape, f"{need} (labels, points{hint})", what="shape")
         if not self._run("set_unary", energy):  # something is not finite: what, and may it be?
             self._run("set_unary", _energy("u", energy))
         self._has_unary = True
 
     def _beliefs(self, q: np.ndarray) -> np.ndarray:
         if q.shape != (self._nlabel, self._nvar):
-            raise ValueError(f"Q must have shape {(self._nlabel, self._nvar)} (labels, points), got {q.shape}")
+            raise Refused("Q", q.shape, f"{(self._nlabel, self._nvar)} (labels, points)", what="shape")
         return q
 
     def _add(self, dims: int, method: str, *args: Any, compat: Any, kernel: int, normalization: int) -> None:
@@ -279,9 +280,9 @@ class DenseCRF2D(DenseCRF):
         if image.dtype == np.bool_:
             image = image.view(np.uint8)
         if image.dtype != np.uint8:
-            raise ValueError(f"rgbim must be uint8 with values 0..255, got {image.dtype}")
+            raise Refused("rgbim", image.dtype, "uint8 with values 0..255")
         if image.shape != (self._h, self._w, 3):
-            raise ValueError(f"rgbim must have shape {(self._h, self._w, 3)} (height, width, RGB), got {image.shape}")
+            raise Refused("rgbim", image.shape, f"{(self._h, self._w, 3)} (height, width, RGB)", what="shape")
         image = np.ascontiguousarray(image)
         self._add(
             5, "add_bilateral", self._w, self._h, *sigmas, image,
@@ -296,13 +297,13 @@ def _integer(name: str, value: Any) -> int:
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     except (ValueError, OverflowError):  # NaN or infinite
-        raise ValueError(f"{name} must be an integer, got {value}") from None
+        raise Refused(name, value, "an integer") from None
 
 
 def _positive(name: str, value: Any) -> int:
     value = _integer(name, value)
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise Refused(name, value, "at least 1")
     return value
 
 
@@ -317,7 +318,7 @@ def _enum(name: str, value: Any, kind: type[IntEnum]) -> IntEnum:
         return kind(_integer(name, value))
     except (TypeError, ValueError):
         choices = ", ".join(f"{member.name} ({member.value})" for member in kind)
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}") from None
+        raise Refused(name, value, f"one of {choices}") from None
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -329,7 +330,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     except ValueError as error:  # a ragged list
         raise TypeError(f"{name} must be an array: {error}") from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers, got {array.dtype} ({type(value).__name__})")
+        raise Refused(name, f"{array.dtype} ({type(value).__name__})", "of real numbers", what="a dtype")
     return array
 
 
@@ -341,26 +342,26 @@ def _float32(array: np.ndarray) -> np.ndarray:
 def _matrix(name: str, value: Any) -> np.ndarray:
     array = _array(name, value)
     if array.ndim != 2:
-        raise ValueError(f"{name} must have 2 dimensions, got shape {array.shape}")
+        raise Refused(name, array.shape, "of 2 dimensions", what="a shape")
     return _float32(array)
 
 
 def _energy(name: str, energy: np.ndarray) -> np.ndarray:
     """`energy` with +Inf replaced by FORBIDDEN; ValueError for NaN, -Inf and points without any label."""
     if np.isnan(energy).any() or np.isneginf(energy).any():
-        raise ValueError(f"{name} must not contain NaN or -Inf")
+        raise Refused(name, "NaN or -Inf", "other than NaN and -Inf", what="values")
     energy = np.minimum(energy, FORBIDDEN)
     if (energy.min(axis=0) >= FORBIDDEN).any():
-        raise ValueError(f"{name} must be finite for at least one label at every point, got +Inf for all of them")
+        raise Refused(
+            name, "+Inf for all of them", "that are finite for at least one label at every point", what="values"
+        )
     return energy
 
 
 def _logistic(weights: np.ndarray, features: np.ndarray, name: str) -> np.ndarray:
     if weights.shape[1] != features.shape[0]:
-        raise ValueError(
-            f"{name} and f must have shapes (labels, features) and (features, points), "
-            f"got {weights.shape} and {features.shape}"
-        )
+        shapes = f"{weights.shape} and {features.shape}"
+        raise Refused(f"{name} and f", shapes, "(labels, features) and (features, points)", what="shapes")
     with np.errstate(all="ignore"):  # NaN and Inf are reported by _energy
         return _energy(f"{name}·f", weights @ features)
 
@@ -372,13 +373,11 @@ def _compat(compat: Any, labels: int) -> np.ndarray:
     else:
         array = _array("compat", compat)
         if array.ndim not in (1, 2) or set(array.shape) != {labels}:
-            raise ValueError(
-                f"compat must be a number, a vector ({labels},) or a matrix ({labels}, {labels}), "
-                f"got an array of shape {array.shape}"
-            )
+            wanted = f"a number, a vector ({labels},) or a matrix ({labels}, {labels})"
+            raise Refused("compat", array.shape, wanted)
     array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
     if not np.isfinite(array).all():
-        raise ValueError("compat must be finite, got NaN or Inf")
+        raise Refused("compat", "NaN or Inf", "that are finite", what="values")
     return np.float32(0.5) * (array + array.T) if array.ndim == 2 else array
 
 
@@ -394,8 +393,8 @@ def _sigmas(name: str, value: Any, count: int) -> list[float]:
         warnings.warn(f"{name} has {len(array)} values, only the first {count} count", RuntimeWarning, stacklevel=3)
         array = array[:count]
     if array.shape not in ((), (count,)):
-        raise ValueError(f"{name} must be a number or a sequence of {count}, got shape {array.shape}")
+        raise Refused(name, array.shape, f"() or ({count},), a number or a sequence", what="shape")
     sigmas = np.broadcast_to(_float32(array).reshape(array.shape), (count,))
     if not (np.isfinite(sigmas).all() and (sigmas > 0).all()):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        raise Refused(name, value, "positive and finite")
     return [float(sigma) for sigma in sigmas]

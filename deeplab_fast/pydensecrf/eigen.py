@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ._errors import Refused
+
 __all__ = ["MatrixXf", "VectorXf", "matrixXf", "vectorXf"]
 
 
@@ -47,5 +49,5 @@ def _copy(arr: ArrayLike, dimensions: int) -> np.ndarray:
         raise TypeError("arr must not be None")
     array = np.array(arr, np.float32, order="F")
     if array.ndim != dimensions:
-        raise ValueError(f"arr must have {dimensions} dimension{'s' * (dimensions > 1)}, got shape {array.shape}")
+        raise Refused("arr", array.shape, f"of {dimensions} dimension{'s' * (dimensions > 1)}", what="a shape")
     return array

@@ -10,6 +10,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ._errors import Refused
+
 __all__ = [
     "compute_unary",
     "create_pairwise_bilateral",
@@ -29,18 +31,16 @@ def unary_from_labels(labels: ArrayLike, n_labels: int, gt_prob: float, zero_uns
     for gt_prob outside (0, 1) and labels outside 0..n_labels (0..n_labels-1 without `zero_unsure`).
     """
     if not 0 < gt_prob < 1:
-        raise ValueError(f"gt_prob must be between 0 and 1, exclusive, got {gt_prob}")
+        raise Refused("gt_prob", gt_prob, "between 0 and 1, exclusive")
     if n_labels < 1:
-        raise ValueError(f"n_labels must be at least 1, got {n_labels}")
+        raise Refused("n_labels", n_labels, "at least 1")
     labels = np.asarray(labels).ravel()
     if labels.dtype.kind not in "biu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     last = n_labels if zero_unsure else n_labels - 1
     if labels.size and not 0 <= labels.min() <= labels.max() <= last:
-        raise ValueError(
-            f"labels must be in 0..{last} (n_labels={n_labels}, zero_unsure={zero_unsure}), "
-            f"got {labels.min()}..{labels.max()}"
-        )
+        wanted = f"in 0..{last} (n_labels={n_labels}, zero_unsure={zero_unsure})"
+        raise Refused("labels", f"{labels.min()}..{labels.max()}", wanted, what="values")
     labels = labels.astype(np.int64)
 
     other = -np.log((1.0 - gt_prob) / (n_labels - 1)) if n_labels > 1 else 0.0
@@ -60,18 +60,18 @@ def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float |
     """
     sm = np.asarray(sm)
     if sm.ndim < 1 or sm.shape[0] < 1:
-        raise ValueError(f"sm must have shape (classes, *points), got {sm.shape}")
+        raise Refused("sm", sm.shape, "(classes, *points)", what="shape")
     if sm.dtype.kind not in "biuf":
         raise TypeError(f"sm must hold real numbers, got {sm.dtype}")
     classes = sm.shape[0]
     if scale is not None:
         if not 0 < scale <= 1:
-            raise ValueError(f"scale must be in (0, 1], got {scale}")
+            raise Refused("scale", scale, "in (0, 1]")
         # An array of ones, as in the original: it makes float32 input float64, which shows in the last digit.
         sm = scale * sm + (1 - scale) * (np.ones(sm.shape) / classes)
     if clip is not None:
         if not 0 <= clip <= 1:
-            raise ValueError(f"clip must be in [0, 1], got {clip}")
+            raise Refused("clip", clip, "in [0, 1]")
         sm = np.clip(sm, clip, 1.0)
     with np.errstate(divide="ignore"):
         energy = -np.log(sm)
@@ -86,7 +86,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
     axis.
     """
     if len(sdims) != len(shape):
-        raise ValueError(f"sdims must have one value for each axis of shape, got {len(sdims)} for {len(shape)}")
+        raise Refused("sdims", len(sdims), f"{len(shape)}, one value for each axis of shape", what="length")
     _check_sigmas("sdims", sdims)
     mesh = _grid(shape)
     _divide(mesh, sdims)
@@ -106,16 +106,16 @@ def create_pairwise_bilateral(
     if img.dtype.kind not in "biuf":
         raise TypeError(f"img must hold real numbers, got {img.dtype}")
     if chdim != -1 and not -img.ndim <= chdim < img.ndim:
-        raise ValueError(f"chdim must be -1 (no channels) or an axis of img, whose shape is {img.shape}; got {chdim}")
+        raise Refused("chdim", chdim, f"-1 (no channels) or an axis of img, whose shape is {img.shape}")
     channels = img[np.newaxis] if chdim == -1 else np.moveaxis(img, chdim, 0)
     channels = channels.astype(np.float32)
     grid = channels.shape[1:]
     # No number is a `Number` to type checkers.
     per_channel = cast("Sequence[float]", [schan] * len(channels) if isinstance(schan, Number) else schan)
     if len(per_channel) > len(channels):
-        raise ValueError(f"schan must have at most {len(channels)} values, one a channel, got {len(per_channel)}")
+        raise Refused("schan", len(per_channel), f"of at most {len(channels)}, one value a channel", what="a length")
     if len(sdims) > len(grid):
-        raise ValueError(f"sdims must have at most {len(grid)} values, one an axis of img, got {len(sdims)}")
+        raise Refused("sdims", len(sdims), f"of at most {len(grid)}, one value an axis of img", what="a length")
     _check_sigmas("schan", per_channel)
     _check_sigmas("sdims", sdims)
 
@@ -151,4 +151,4 @@ def _divide(features: np.ndarray, sigmas: Sequence[float]) -> None:
 def _check_sigmas(name: str, sigmas: Sequence[float]) -> None:
     values = np.asarray(sigmas, np.float64)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"{name} must be positive and finite, got {sigmas}")
+        raise Refused(name, sigmas, "positive and finite")

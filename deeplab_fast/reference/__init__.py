@@ -6,7 +6,12 @@ which a kernel replaces where there is one.
 
 from deeplab_fast._arguments import NO_NORMALIZATION, NORMALIZE_AFTER, NORMALIZE_BEFORE, NORMALIZE_SYMMETRIC
 from deeplab_fast.reference.aspp_sum import aspp_sum, aspp_sum_backward_weights, aspp_sum_backward_x
-from deeplab_fast.reference.atrous_conv2d import atrous_conv2d, atrous_conv2d_backward, relu_backward
+from deeplab_fast.reference.atrous_conv2d import (
+    atrous_conv2d,
+    atrous_conv2d_backward,
+    atrous_conv2d_forward,
+    relu_backward,
+)
 from deeplab_fast.reference.dense_crf import (
     PairwiseKernel,
     build_kernel,
@@ -32,6 +37,7 @@ __all__ = [
     "aspp_sum_backward_x",
     "atrous_conv2d",
     "atrous_conv2d_backward",
+    "atrous_conv2d_forward",
     "build_kernel",
     "build_lattice",
     "dense_crf",

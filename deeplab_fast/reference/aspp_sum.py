@@ -1,4 +1,7 @@
-"""`aspp_sum` and its gradients in plain PyTorch; in float32 for 16-bit inputs, rounded once, at the end."""
+"""`aspp_sum` and its gradients in plain PyTorch; in float32 for 16-bit inputs, rounded once, at the end.
+
+Maps are returned in the memory format of those given, gradients to weights contiguous.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast._arguments import sum_dtype
-from deeplab_fast._conv_arguments import check_aspp_arguments
+from deeplab_fast._conv_arguments import Geometry, check_aspp_arguments, format_of
 from deeplab_fast.reference.convolution import conv2d, conv2d_backward_weight, conv2d_backward_x
 
 
@@ -23,13 +26,13 @@ def aspp_sum(
     check_aspp_arguments(x, weights, bias, rates)
     dtype = sum_dtype(x)
     branches = (
-        conv2d(x.to(dtype), weight.to(dtype), *same_geometry(weight, rate))
+        conv2d(x.to(dtype), weight.to(dtype), same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
     )
     total = reduce(torch.add, branches)
     if bias is not None:
         total = total + bias.to(dtype)[:, None, None]
-    return total.to(x.dtype)
+    return total.to(x.dtype).contiguous(memory_format=format_of(x))
 
 
 def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> Tensor:
@@ -37,21 +40,22 @@ def aspp_sum_backward_x(grad: Tensor, weights: Sequence[Tensor], rates: Sequence
     dtype = sum_dtype(grad)
     x = grad[:, :1].expand(-1, weights[0].shape[1], -1, -1)  # for its shape
     branches = (
-        conv2d_backward_x(grad.to(dtype), x, weight.to(dtype), *same_geometry(weight, rate))
+        conv2d_backward_x(grad.to(dtype), x, weight.to(dtype), same_geometry(weight, rate))
         for weight, rate in zip(weights, rates, strict=True)
     )
-    return reduce(torch.add, branches).to(grad.dtype)
+    return reduce(torch.add, branches).to(grad.dtype).contiguous(memory_format=format_of(grad))
 
 
 def aspp_sum_backward_weights(grad: Tensor, x: Tensor, weights: Sequence[Tensor], rates: Sequence[int]) -> list[Tensor]:
     """Gradient of `aspp_sum` to each weight, in its dtype; of the weights only shape and dtype are looked at."""
     dtype = sum_dtype(grad)
+    grad, x = grad.to(dtype), x.to(dtype)
     return [
-        conv2d_backward_weight(grad.to(dtype), x.to(dtype), weight, *same_geometry(weight, rate)).to(weight.dtype)
+        conv2d_backward_weight(grad, x, weight, same_geometry(weight, rate)).to(weight.dtype).contiguous()
         for weight, rate in zip(weights, rates, strict=True)
     ]
 
 
-def same_geometry(weight: Tensor, rate: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Stride, padding and dilation of one branch: those at which it keeps height and width."""
-    return (1, 1), (rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)), (rate, rate)
+def same_geometry(weight: Tensor, rate: int) -> Geometry:
+    """That of one branch: with it, the branch keeps height and width."""
+    return Geometry((1, 1), (rate * (weight.shape[2] // 2), rate * (weight.shape[3] // 2)), (rate, rate))

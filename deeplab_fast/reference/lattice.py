@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
+from deeplab_fast.errors import ArgumentError
 
 KEY_LIMIT = 32767  # pydensecrf keeps lattice coordinates in 16 bits, and wraps around beyond
 POINTS_AT_ONCE = 4  # as many as pydensecrf embeds at once
@@ -92,12 +93,11 @@ def build_lattice(features: Tensor) -> Lattice:
         ValueError: for NaN or infinite features, or lattice coordinates beyond ±32767.
     """
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features: shape is {shape_of(features)}, should be (D, P) with D and P at least 1")
+        raise ArgumentError("features", shape_of(features), "(D, P) with D and P at least 1", what="shape")
     check_floating("features", features)
     features = features.to(sum_dtype(features))
     points = features.shape[1]
-    if not torch.isfinite(features).all():
-        raise ValueError("features: there are NaN or infinite values, all should be finite")
+    _check_finite(features)
     if points % POINTS_AT_ONCE != 0:
         features = torch.cat([features, features.new_zeros(len(features), 1)], dim=1)
 
@@ -106,6 +106,19 @@ def build_lattice(features: Tensor) -> Lattice:
     barycentric = _barycentric(elevated, cell, rank)
     index = _KeyIndex(_simplex_keys(cell, rank))
     return Lattice(index.rows[:points], barycentric[:points], _find_neighbours(index), index.keys)
+
+
+def check_range(features: Tensor) -> None:
+    """Raise for features (D, P) what `build_lattice` would raise."""
+    features = features.to(sum_dtype(features))
+    _check_finite(features)
+    find_simplex(elevate(features))
+
+
+def _check_finite(features: Tensor) -> None:
+    if not torch.isfinite(features).all():
+        text = "there are NaN or infinite values, all should be finite"
+        raise ArgumentError("features", "NaN or infinite", "finite", what="values", text=text)
 
 
 def embedding_scales(dimensions: int, dtype: torch.dtype) -> list[float]:
@@ -153,10 +166,11 @@ def find_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
     wrap = (rank < 0).long() - (rank >= size).long()
     cell = cell + wrap
     if not (cell[:-1].abs() * size <= KEY_LIMIT - size).all():  # the last coordinate is no part of the key
-        raise ValueError(
-            f"features: key range overflow: a lattice coordinate is beyond ±{KEY_LIMIT} (pydensecrf would wrap "
-            "around); features should be smaller, that is, the standard deviations (sigmas) larger"
+        text = (
+            f"key range overflow: a lattice coordinate is beyond ±{KEY_LIMIT} (pydensecrf would wrap around); features "
+            "should be smaller, that is, the standard deviations (sigmas) larger"
         )
+        raise ArgumentError("features", f"beyond ±{KEY_LIMIT}", "smaller", what="lattice coordinates", text=text)
     return cell, rank + wrap * size
 
 

@@ -10,6 +10,8 @@ import torch
 from deeplab_fast.files import atomic_write
 from deeplab_fast.models import weight_files
 
+LAST, BEST = "last.pth", "best.pth"
+
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint: tensors, numbers, texts, lists and dictionaries of them.

@@ -18,23 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab_fast import data, evaluation
 from deeplab_fast.config import Config
-from deeplab_fast.config.build import inputs_of, make_dataset, make_model
+from deeplab_fast.config.build import make_model
 from deeplab_fast.config.device import DTYPES, device_of
-from deeplab_fast.data.reading import processors
 from deeplab_fast.errors import ArgumentError
-from deeplab_fast.files import check_destination, remove_abandoned
-from deeplab_fast.training import checkpoints
+from deeplab_fast.training import checkpoints, preparing
+from deeplab_fast.training.checkpoints import BEST, LAST
 from deeplab_fast.training.display import Display
-from deeplab_fast.training.first_look import look_at_training, look_at_validation
 from deeplab_fast.training.interrupts import Asked, TrainingTerminated, asked_to_stop
 from deeplab_fast.training.loading import batches
-from deeplab_fast.training.logs import LOG, TrainingLog
+from deeplab_fast.training.logs import TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
 from deeplab_fast.training.processes import Processes, processes, share_buffers, synchronise_batch_norm
 from deeplab_fast.training.resuming import check_same_training
-
-LAST, BEST = "last.pth", "best.pth"
 
 
 @dataclass(frozen=True)
@@ -107,15 +103,17 @@ class Trainer:
         self.config, self.recipe, self.device, self.group = config, config.training, device, group
         self.display = display
         torch.manual_seed(config.seed)
-        self.dataset = self._dataset(config.data.train)
-        self.validation = self._dataset(config.data.val) if self.recipe.evaluate_every else None
+        self.dataset = preparing.dataset(config.data, config.data.train, group)
+        self.validation = preparing.dataset(config.data, config.data.val, group) if self.recipe.evaluate_every else None
         self.step, self.evaluated, self.best = 0, 0, -math.inf
         self.mean_iou: float | None = None
         self._asked: Asked = lambda: None
         self._agreed: signal.Signals | None = None
-        state = self._checkpoint(resume)
-        self.notes = self._look_at_data() if state is None else []
-        self._prepare_folder()
+        state = preparing.checkpoint(config.output, resume, group)
+        self.notes = []
+        if state is None:
+            self.notes = preparing.notes_on_data(config, self.dataset, self.validation, group, display)
+        preparing.prepare_folder(config, self.dataset, self.validation, group)
 
         # Resumed, its weights are those of the checkpoint; the file it once began with may be gone.
         first = config.model if state is None else config.model.model_copy(update={"weights": None})
@@ -147,56 +145,6 @@ class Trainer:
             self.log = TrainingLog(config.output, self.step, self.recipe.tensorboard, self.evaluated)
 
     # --- Setting up ------------------------------------------------------------------------------------------------
-
-    def _dataset(self, split: str) -> data.SegmentationDataset:
-        if not self.group.is_first:
-            self.group.wait()  # the first process may have to write the made-up set
-        try:
-            return make_dataset(self.config.data, split)
-        finally:
-            if self.group.is_first:
-                self.group.wait()
-
-    def _checkpoint(self, resume: bool | Literal["auto"]) -> dict[str, Any] | None:
-        """What to go on from; None for a new training, whose folder has to be free of others."""
-        folder = self.config.output
-        there = self.group.gathered([name for name in (LAST, BEST) if (folder / name).exists()])[0]
-        if LAST in there if resume == "auto" else resume:
-            return checkpoints.load(folder / LAST)
-        if there:
-            advice = "go on from it (--resume)" if LAST in there else f"without {LAST}; move it away"
-            raise FileExistsError(f"output: {folder / there[0]} exists; {advice} or choose another folder")
-        return None
-
-    def _look_at_data(self) -> list[str]:
-        """Notes on the data; the first process looks, for all."""
-        found: list[str] | Exception = []
-        if self.group.is_first:
-            try:
-                look = (
-                    min(self.recipe.workers, processors()),
-                    self.config.data.allow_missing_classes,
-                    self.display.bar,
-                )
-                found = look_at_training(self.dataset, *look)
-                if self.validation is not None:
-                    found += look_at_validation(self.validation, *look)
-            except Exception as error:  # the other processes have to hear of it, or they would wait
-                found = error
-        found = self.group.gathered(found)[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def _prepare_folder(self) -> None:
-        folder = self.config.output
-        sets = [self.dataset, *([] if self.validation is None else [self.validation])]
-        for name in (LAST, BEST, LOG):
-            check_destination(folder / name, inputs_of(self.config, sets), new_folder=True)
-        self.group.wait()
-        if self.group.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(folder)
 
     def _restore(self, state: dict[str, Any]) -> None:
         check_same_training(state, self.config, self.dataset)

@@ -66,6 +66,7 @@ CALLS: dict[str, tuple[Callable, tuple[int, ...]]] = {
         lambda: deeplab_fast.permutohedral_filter(rand(2, 4, 9, 9), rand(2, 3, 9, 9)),
         (2, 4, 9, 9),
     ),
+    "Lattice": (lambda: deeplab_fast.Lattice(rand(2, 3, 9, 9)).filter(rand(2, 4, 9, 9)), (2, 4, 9, 9)),
     "dense_crf": (lambda: deeplab_fast.dense_crf(rand(2, 4, 9, 9), rand(2, 5, 9, 9), rand(4), 2), (2, 4, 9, 9)),
     "upsample_argmax": (lambda: deeplab_fast.upsample_argmax(rand(2, 4, 9, 9), 20), (2, 20, 20)),
     "upsample_softmax": (lambda: deeplab_fast.upsample_softmax(rand(2, 4, 9, 9), 20), (2, 4, 20, 20)),

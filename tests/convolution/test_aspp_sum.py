@@ -30,7 +30,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         impossible = x.dtype == torch.float64 or (x.dtype == HALF and request.param == paths.GEMM)
         return chosen(x) if impossible else request.param
 
-    monkeypatch.setattr("deeplab_fast.ops.cpu.aspp_path", choose)
+    monkeypatch.setattr("deeplab_fast.ops.cpu.aspp_sum.aspp_path", choose)
     return request.param
 
 

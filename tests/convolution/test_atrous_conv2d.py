@@ -15,6 +15,7 @@ from test_aspp_sum import CHANGES
 from torch import Tensor
 
 import deeplab_fast
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.ops import paths
 
 SMALL = AtrousSample("small", channels=5, out_channels=4, size=(6, 5))
@@ -79,8 +80,8 @@ def test_accurate_on_a_gpu(sample: AtrousSample):
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT])
 def test_paths_of_other_processors(path: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """What the table chooses where bfloat16 is fast, and backward through oneDNN alone."""
-    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_path", lambda *_: path)
-    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_backward_path", lambda *_: path)
+    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_conv2d.atrous_path", lambda *_: path)
+    monkeypatch.setattr("deeplab_fast.ops.cpu.atrous_conv2d.atrous_backward_path", lambda *_: path)
     sample = AtrousSample("", layout=layout, dtype=dtype)
     # There oneDNN raises, and the table never chooses this path.
     if path == paths.ONEDNN and dtype == BFLOAT and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -291,8 +292,10 @@ def test_refuses(change: dict, error: type, message: str):
     arguments = {
         "x": x, "weight": weight, "bias": bias, "stride": stride, "padding": padding, "dilation": dilation,
     } | options | change  # fmt: skip
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         deeplab_fast.atrous_conv2d(**arguments)
+    assert isinstance(caught.value, ArgumentError | ArgumentTypeError)
+    assert message.startswith(caught.value.name)
 
 
 def test_refuses_a_tensor_on_another_device():

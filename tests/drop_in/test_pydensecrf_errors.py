@@ -10,6 +10,7 @@ from photos import photo, unary
 
 import deeplab_fast.pydensecrf.densecrf as dcrf
 from deeplab_fast import _limits
+from deeplab_fast.errors import ArgumentError
 from deeplab_fast.pydensecrf import _backend
 
 WIDTH, HEIGHT, LABELS = 6, 5, 3
@@ -177,6 +178,12 @@ def test_calls(crf, call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(crf)
     assert np.array_equal(crf.inference(2), before), "the refused call left something behind"
+
+
+def test_errors_have_parts(crf):
+    with pytest.raises(ArgumentError, match=r"niter must be in 0\.\.\d+, got -1") as caught:
+        crf.inference(-1)
+    assert (caught.value.name, caught.value.value) == ("niter", -1)
 
 
 def test_a_unary_serves_once(crf):

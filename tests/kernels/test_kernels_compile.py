@@ -24,6 +24,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from deeplab_fast._conv_arguments import Epilogue, Geometry  # noqa: E402
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d, choices  # noqa: E402
 from deeplab_fast.kernels.choices import TILES, Tile  # noqa: E402
 
@@ -148,6 +149,11 @@ def precise(monkeypatch: pytest.MonkeyPatch, arithmetic: str) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", arithmetic == "tf32")
 
 
+def same(rate: int) -> Geometry:
+    """Of a 3x3 kernel: with it, height and width stay."""
+    return Geometry([1, 1], [rate, rate], [rate, rate])
+
+
 def run_atrous(
     channels: int, columns: int, size: int, rate: int, dtype: torch.dtype, last: bool = True, tile: Tile | None = None
 ) -> None:
@@ -155,7 +161,7 @@ def run_atrous(
     vector = torch.empty(columns, device="meta")
     weight = maps(columns, channels, 3, 3, dtype=dtype)
     atrous_conv2d.forward(
-        x, weight, vector, vector, residual, [1, 1], [rate, rate], [rate, rate], True, path="triton", tile=tile
+        x, weight, same(rate), Epilogue(vector, vector, residual, relu=True), path="triton", tile=tile
     )
 
 
@@ -194,7 +200,7 @@ def test_channels_without_alignment_compile_but_are_not_chosen(dtype: torch.dtyp
     assert compile_for_hopper(launches[0]).shared <= SHARED_MEMORY
     launches.clear()
     x, weight = maps(1, 70, 33, 33, dtype=dtype), maps(21, 70, 3, 3, dtype=dtype)
-    atrous_conv2d.forward(x, weight, None, None, None, [1, 1], [2, 2], [2, 2], True)
+    atrous_conv2d.forward(x, weight, same(2), Epilogue(relu=True))
     assert [launch.kernel.fn.__name__ for launch in launches] == ["epilogue_kernel"]
 
 
@@ -204,7 +210,7 @@ def test_atrous_conv2d_gradients(arithmetic: str, launches: list[Launch], monkey
     dtype = PRECISION[arithmetic]
     x, grad, weight = (maps(*shape, dtype=dtype) for shape in ((1, 512, 65, 65), (1, 512, 65, 65), (512, 512, 3, 3)))
     atrous_conv2d.backward(
-        grad, x, weight, torch.empty(512, device="meta"), [1, 1], [4, 4], [4, 4], True, True,
+        grad, x, weight, torch.empty(512, device="meta"), same(4), True, True,
         path_x="triton", path_weight="triton",
     )  # fmt: skip
     assert len(launches) == 2
@@ -220,8 +226,7 @@ def test_kernels_without_products(dtype: torch.dtype, last: bool, launches: list
     x, grad = (maps(2, c, 41, 41, dtype=dtype, last=last) for c in (64, 21))
     weights, vector = [maps(21, 64, 3, 3, dtype=dtype)] * 4, torch.empty(21, device="meta")
     atrous_conv2d.backward_relu(grad, grad)
-    numbers = [1, 1], [1, 1], [1, 1]
-    atrous_conv2d.forward(x, weights[0], vector, vector, grad, *numbers, True, path="cudnn")
+    atrous_conv2d.forward(x, weights[0], same(1), Epilogue(vector, vector, grad, relu=True), path="cudnn")
     aspp_sum.forward(x, weights, vector, [6, 12, 18, 24], path="gemm")
     aspp_sum.backward_x(grad, weights, [6, 12, 18, 24])
     aspp_sum.backward_weights(grad, x, weights, [6, 12, 18, 24])

@@ -18,9 +18,10 @@ from kernel_checks import (
     check_atrous_gradients,
     check_atrous_gradients_alone,
     check_backward_relu,
-    numbers_of,
+    geometry_of,
 )
 
+from deeplab_fast._conv_arguments import Epilogue, Geometry
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d, choices
 from deeplab_fast.kernels.choices import TILES, Tile
 
@@ -118,15 +119,14 @@ def aspp_steps() -> list[Callable[[], list[Tensor]]]:
 
 def atrous_steps() -> list[Callable[[], list[Tensor]]]:
     (x, weight, bias, *_), extra = LARGE_ATROUS.inputs("cuda")
-    numbers = numbers_of(LARGE_ATROUS, "cuda")
-    scale, residual = extra["scale"], extra["residual"]
-    out = atrous_conv2d.forward(x, weight, bias, scale, residual, *numbers, True)
+    geometry, epilogue = geometry_of(LARGE_ATROUS, "cuda"), Epilogue(bias, **extra)
+    out = atrous_conv2d.forward(x, weight, geometry, epilogue)
     paths = {"path_x": "triton", "path_weight": "triton"}
     return [
-        lambda: [atrous_conv2d.forward(x, weight, bias, scale, residual, *numbers, True, path="triton")],
-        lambda: [atrous_conv2d.forward(x, weight, bias, scale, residual, *numbers, True, path="cudnn")],
+        lambda: [atrous_conv2d.forward(x, weight, geometry, epilogue, path="triton")],
+        lambda: [atrous_conv2d.forward(x, weight, geometry, epilogue, path="cudnn")],
         lambda: list(atrous_conv2d.backward_relu(out, out)),
-        lambda: atrous_conv2d.backward(out, x, weight, scale, *numbers, True, True, **paths),
+        lambda: atrous_conv2d.backward(out, x, weight, epilogue.scale, geometry, True, True, **paths),
     ]
 
 
@@ -167,7 +167,7 @@ def test_offsets_beyond_32_bits():
     x = torch.empty(9, 256, 1024, 1024, dtype=BFLOAT, device="cuda", memory_format=torch.channels_last)
     x[-1].normal_()
     weight = torch.randn(16, 256, 3, 3, dtype=BFLOAT, device="cuda")
-    rest = (None, None, None, [1, 1], [2, 2], [2, 2], False)
+    rest = Geometry([1, 1], [2, 2], [2, 2]), Epilogue()
     out = atrous_conv2d.forward(x, weight, *rest, path="triton")
     alone = atrous_conv2d.forward(x[-1:], weight, *rest, path="triton")
     assert torch.equal(out[-1:], alone)

@@ -8,9 +8,10 @@ import shutil
 import pytest
 import torch
 from samples import FILTER_SAMPLES, FilterSample, assert_filter_accurate, by_name, positions, random
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deeplab_fast
-from deeplab_fast import _native
+from deeplab_fast import _core, _native
 from deeplab_fast.ops import define, lattice
 
 SMALL = FilterSample("small", batch=2, channels=2, size=(3, 4), dimensions=3)
@@ -306,4 +307,28 @@ def test_lattice_refuses_types(backend: str):
 def test_lattice_without_the_compiled_module(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "deeplab_fast._densecrf", None)
     monkeypatch.delattr(deeplab_fast, "_densecrf", raising=False)
-    assert lattice._compiled() is None
+    assert _core.compiled() is None
+    values, features = SMALL.inputs()
+    expected = deeplab_fast.reference.permutohedral_filter(values, features)
+    torch.testing.assert_close(deeplab_fast.Lattice(features).filter(values), expected)
+
+
+def test_lattice_on_a_gpu_calls_the_op_once_for_the_batch(monkeypatch: pytest.MonkeyPatch):
+    """On fake tensors: the op is called with all images, also backwards, and no lattice is built for it."""
+    calls = []
+
+    def op(values: torch.Tensor, features: torch.Tensor, reverse: bool) -> torch.Tensor:
+        calls.append((tuple(values.shape), tuple(features.shape), reverse))
+        return torch.empty_like(values)
+
+    monkeypatch.setitem(define.OPS, "permutohedral_filter", op)
+    monkeypatch.setattr(lattice, "kernel_takes", lambda *_: True)
+    # Asks the driver; while a CUDA graph is captured no values are looked at, and fake tensors have none.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with FakeTensorMode(), torch.device("cuda"):
+        values, features = torch.rand(3, 4, 9, 9), torch.rand(3, 2, 9, 9)
+        built = deeplab_fast.Lattice(features)
+        outputs = [built.filter(values, reverse) for reverse in (False, True)]
+    assert [(out.shape, out.device.type) for out in outputs] == [(values.shape, "cuda")] * 2
+    assert calls == [((3, 4, 9, 9), (3, 2, 9, 9), reverse) for reverse in (False, True)]
+    assert "_images" not in vars(built)

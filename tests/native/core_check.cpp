@@ -13,6 +13,7 @@
 #include "convolution/winograd.h"
 #include "core_check_convolution.h"
 #include "crf/dense_crf.h"
+#include "crf/image_features.h"
 #include "crf/pairwise_energy.h"
 
 using namespace deeplab_fast;

@@ -14,6 +14,10 @@ CASES = [
     (ArgumentError("kind", "odds", one_of(["auto", "logits"])), "kind: is 'odds', should be auto or logits"),
     (ArgumentError("x", (2, 3), "(N, C, H, W)", what="shape"), "x: shape is (2, 3), should be (N, C, H, W)"),
     (ArgumentError("prob", "2 to 3", "in 0..1", what="values"), "prob: values are 2 to 3, should be in 0..1"),
+    (
+        ArgumentError("x", "NaN", "finite", what="values", text="there are NaN, all should be finite"),
+        "x: there are NaN, all should be finite",
+    ),
     (ArgumentTypeError("model", type([]), "a module"), "model: is a list, should be a module"),
 ]
 

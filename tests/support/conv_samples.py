@@ -10,7 +10,7 @@ from samples import BFLOAT, HALF, LAYOUTS, random
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-from deeplab_fast._conv_arguments import every_window_meets, output_size, padding_of, pair
+from deeplab_fast._conv_arguments import Geometry, every_window_meets, output_size, padding_of, pair
 from deeplab_fast.reference.aspp_sum import same_geometry
 
 ASPP_RATES = (6, 12, 18, 24)
@@ -115,7 +115,8 @@ class AtrousSample:
         residual = None
         if self.residual:
             stride, dilation = pair("stride", self.stride, 1), pair("dilation", self.dilation, 1)
-            size = output_size(x, weight, stride, padding_of(self.padding, weight, stride, dilation), dilation)
+            padding = padding_of(self.padding, weight, stride, dilation)
+            size = output_size(x, weight, Geometry(stride, padding, dilation))
             residual = layout(centred(6, self.batch, self.out_channels, *size).to(device, self.dtype))
         arguments = (x, weight, bias, self.stride, self.padding, self.dilation)
         return arguments, {"scale": scale, "residual": residual, "relu": self.relu}
@@ -296,22 +297,21 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     return tensor.clone(memory_format=memory_format if last else torch.contiguous_format)
 
 
-def stock_conv2d(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def stock_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """torch's conv2d, but for calls at which oneDNN crashes, or its gradients do (deeplab_fast.ops.onednn)."""
+    stride, padding, dilation = geometry
     dilation = [rate if length > 1 else 1 for rate, length in zip(dilation, weight.shape[2:], strict=True)]
-    if not every_window_meets(x, weight, stride, padding, dilation):
+    if not every_window_meets(x, weight, Geometry(stride, padding, dilation)):
         x, padding = pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
     if weight.shape[2] == weight.shape[3] == 1 and max(padding) == 0:
         x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
     return conv2d(x, weight, None, stride, padding, dilation)
 
 
-def stock_conv2d_gradients(x: Tensor, weight: Tensor, grad: Tensor, *geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+def stock_conv2d_gradients(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Of `stock_conv2d`, to x and to the weight. Neither depends on the content of what it is the gradient to."""
     x, weight = (t.detach().requires_grad_() for t in (x, weight))
-    return torch.autograd.grad(stock_conv2d(x, weight, *geometry), (x, weight), grad)
+    return torch.autograd.grad(stock_conv2d(x, weight, geometry), (x, weight), grad)
 
 
 def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
@@ -321,7 +321,7 @@ def stock_aspp(rates: Sequence[int]) -> Callable[..., Tensor]:
         if x.shape[0] == 0:
             return x.new_empty(0, weights[0].shape[0], *x.shape[2:])
         branches = zip(weights, rates, strict=True)
-        total = sum(stock_conv2d(x, weight, *same_geometry(weight, rate)) for weight, rate in branches)
+        total = sum(stock_conv2d(x, weight, same_geometry(weight, rate)) for weight, rate in branches)
         return total if bias is None else total + bias[:, None, None]
 
     return run
@@ -332,7 +332,8 @@ def stock_atrous(stride, padding, dilation, relu: bool) -> Callable[..., Tensor]
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None) -> Tensor:
-        out = stock_conv2d(x, weight, stride, padding_of(padding, weight, stride, dilation), dilation)
+        geometry = Geometry(stride, padding_of(padding, weight, stride, dilation), dilation)
+        out = stock_conv2d(x, weight, geometry)
         out = out if scale is None else out * scale[:, None, None]
         out = out if bias is None else out + bias[:, None, None]
         out = out if residual is None else out + residual

@@ -14,7 +14,7 @@ from conv_samples import (
 )
 from torch import Tensor
 
-from deeplab_fast._conv_arguments import check_atrous_arguments, format_of, output_size
+from deeplab_fast._conv_arguments import Epilogue, Geometry, check_atrous_arguments, format_of, output_size
 from deeplab_fast.kernels import aspp_sum, atrous_conv2d
 from deeplab_fast.kernels.choices import Tile
 from deeplab_fast.reference.aspp_sum import same_geometry
@@ -33,7 +33,7 @@ def check_aspp_gradients(sample: AsppSample, device: str) -> None:
 
     def stock_x(grad: Tensor, *weights: Tensor) -> Tensor:
         pairs, maps = zip(weights, rates, strict=True), grad.new_zeros(x.shape)
-        return sum(stock_conv2d_gradients(maps, w, grad, *same_geometry(w, r))[0] for w, r in pairs)
+        return sum(stock_conv2d_gradients(maps, w, grad, same_geometry(w, r))[0] for w, r in pairs)
 
     to_x = aspp_sum.backward_x(grad, weights, rates)
     assert_like(to_x, grad)
@@ -50,31 +50,30 @@ def check_aspp_gradients(sample: AsppSample, device: str) -> None:
             continue
 
         def stock_weight(grad: Tensor, x: Tensor, weight=weight, rate=rate) -> Tensor:
-            return stock_conv2d_gradients(x, weight.to(x.dtype), grad, *same_geometry(weight, rate))[1]
+            return stock_conv2d_gradients(x, weight.to(x.dtype), grad, same_geometry(weight, rate))[1]
 
         assert_accurate(gradient, stock_weight, [grad, x], f"weights[{b}]")
 
 
 def check_atrous(sample: AtrousSample, device: str, path: str, tile: Tile | None = None) -> None:
     (x, weight, bias, *_), extra = sample.inputs(device)
-    numbers = numbers_of(sample, device)
-    scale, residual, relu = extra["scale"], extra["residual"], extra["relu"]
-    out = atrous_conv2d.forward(x, weight, bias, scale, residual, *numbers, relu, path=path, tile=tile)
+    geometry, epilogue = geometry_of(sample, device), Epilogue(bias, **extra)
+    out = atrous_conv2d.forward(x, weight, geometry, epilogue, path=path, tile=tile)
     assert_like(out, x)
-    assert_accurate(out, stock_atrous(*numbers, relu), [x, weight, bias, scale, residual])
+    assert_accurate(out, stock_atrous(*geometry, epilogue.relu), [x, weight, *epilogue[:3]])
 
 
 def check_atrous_gradients(sample: AtrousSample, device: str, path: str, tile: Tile | None = None) -> None:
     """Of the convolution with its scale."""
     (x, weight, *_), extra = sample.inputs(device)
-    numbers, scale = numbers_of(sample, device), extra["scale"]
+    geometry, scale = geometry_of(sample, device), extra["scale"]
 
     def stock_x(grad: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         scaled = weight if scale is None else weight * scale[:, None, None, None]
-        return stock_conv2d_gradients(grad.new_zeros(x.shape), scaled, grad, *numbers)[0]
+        return stock_conv2d_gradients(grad.new_zeros(x.shape), scaled, grad, geometry)[0]
 
     def stock_weight(grad: Tensor, x: Tensor) -> Tensor:
-        return stock_conv2d_gradients(x, weight.to(x.dtype), grad, *numbers)[1]
+        return stock_conv2d_gradients(x, weight.to(x.dtype), grad, geometry)[1]
 
     grad, (to_x, to_weight) = _atrous_gradients(sample, device, path, tile)
     assert_like(to_x, x)
@@ -107,10 +106,10 @@ def _atrous_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """A gradient to the result, and what becomes of it."""
     (x, weight, *_), extra = sample.inputs(device)
-    numbers = numbers_of(sample, device)
-    grad = _grad(x, (x.shape[0], weight.shape[0], *output_size(x, weight, *numbers)))
+    geometry = geometry_of(sample, device)
+    grad = _grad(x, (x.shape[0], weight.shape[0], *output_size(x, weight, geometry)))
     gradients = atrous_conv2d.backward(
-        grad, x, weight, extra["scale"], *numbers, need_x, need_weight, path_x=path, path_weight=path, tile=tile
+        grad, x, weight, extra["scale"], geometry, need_x, need_weight, path_x=path, path_weight=path, tile=tile
     )
     return grad, gradients
 
@@ -125,10 +124,10 @@ def check_backward_relu(sample: AtrousSample, device: str) -> None:
     torch.testing.assert_close(sums.double(), masked.double().sum((0, 2, 3)), rtol=1e-5, atol=1e-5)
 
 
-def numbers_of(sample: AtrousSample, device: str) -> tuple[list[int], list[int], list[int]]:
-    """Stride, padding and dilation as the op hands them to its kernels."""
-    (x, weight, bias, *rest), extra = sample.inputs(device)
-    return check_atrous_arguments(x, weight, bias, *rest, extra["scale"], extra["residual"])
+def geometry_of(sample: AtrousSample, device: str) -> Geometry:
+    """As the op hands it to its kernels."""
+    (x, weight, bias, *geometry), extra = sample.inputs(device)
+    return check_atrous_arguments(x, weight, *geometry, Epilogue(bias, **extra))
 
 
 def assert_like(result: Tensor, maps: Tensor) -> None:

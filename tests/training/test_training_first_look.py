@@ -83,7 +83,7 @@ def test_nothing_labelled(tmp_path):
 def test_a_resumed_training_is_not_looked_at_again(tmp_path, monkeypatch):
     config = mask_config(tmp_path, label_values={0: 0, 255: 1})
     train(config, quiet=True, stop_after=1)
-    monkeypatch.setattr("deeplab_fast.training.trainer.look_at_training", None)
+    monkeypatch.setattr("deeplab_fast.training.preparing.look_at_training", None)
     assert train(config, quiet=True, resume=True).step == 4
 
 
