@@ -1,5 +1,5 @@
-// What the doors of ops on lattices share (the filter, the dense CRF, the pairwise energy): checks, and arguments as the
-// core takes them.
+// What the doors of ops on lattices (the filter, the dense CRF, the pairwise energy) share: checks, and arguments as
+// the core takes them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
