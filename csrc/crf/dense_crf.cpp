@@ -11,45 +11,80 @@
 namespace deeplab_fast {
 namespace {
 
-// The vertex rows of all kernels, and the views that point to them.
+// What the pixel passes keep of all kernels from one iteration to the next, and the views that point to it.
 class KernelRows {
  public:
-  KernelRows(const std::vector<std::unique_ptr<Pairwise>>& pairwise, int lanes, Parallel& parallel)
-      : pairwise_(pairwise), lanes_(lanes), parallel_(parallel), rows_(pairwise.size()) {}
+  KernelRows(const std::vector<std::unique_ptr<Pairwise>>& pairwise, int labels, int lanes, Parallel& parallel)
+      : lanes_(lanes), parallel_(parallel), kernels_(pairwise.size()) {
+    for (size_t k = 0; k < pairwise.size(); ++k) {
+      Rows& rows = kernels_[k];
+      views.push_back(pairwise[k]->view(labels, lanes, rows.compat));
+      rows.lattice = pairwise[k]->kernel->lattice.get();
+      if (rows.lattice != nullptr) continue;
+      const VisitOrder& order = *pairwise[k]->kernel->order;
+      rows.stencil = pairwise[k]->stencil->view(order.points / order.width, lanes == 1);
+      views[k].stencil = &rows.stencil;
+    }
+  }
+  KernelRows(const KernelRows&) = delete;
 
   std::vector<PairwiseView> views;
 
   // Call before splatting.
   void prepare() {
-    for (size_t k = 0; k < rows_.size(); ++k) {
-      rows_[k].prepare(pairwise_[k]->kernel->lattice, lanes_);
-      views[k].next = rows_[k].next.data();
+    for (size_t k = 0; k < kernels_.size(); ++k) {
+      Rows& rows = kernels_[k];
+      if (rows.lattice != nullptr)
+        rows.vertices.prepare(*rows.lattice, lanes_);
+      else if (rows.vertices.next.size() == 0)
+        rows.vertices.next = padded_image(rows.stencil, lanes_);
+      views[k].next = rows.vertices.next.data();
+    }
+  }
+  // Rows [block.count()][lanes] of a caller, instead of those a pass computes.
+  void splat(const PointBlock& block, const float* source) const {
+    for (const PairwiseView& view : views) {
+      if (view.stencil == nullptr)
+        row_kernels().splat(view, block, lanes_, source, view.next);
+      else
+        copy_to_image(*view.stencil, block, lanes_, source, view.next);
     }
   }
   // Filters what was splatted, so that the next pass can slice it.
   void blur() {
-    for (size_t k = 0; k < rows_.size(); ++k) {
-      rows_[k].blur(pairwise_[k]->kernel->lattice, lanes_, false, parallel_);
-      views[k].blurred = rows_[k].blurred.data();
+    for (size_t k = 0; k < kernels_.size(); ++k) {
+      Rows& rows = kernels_[k];
+      if (rows.lattice != nullptr)
+        rows.vertices.blur(*rows.lattice, lanes_, false, parallel_);
+      else
+        std::swap(rows.vertices.next, rows.vertices.blurred);
+      views[k].blurred = rows.vertices.blurred.data();
     }
   }
 
  private:
-  const std::vector<std::unique_ptr<Pairwise>>& pairwise_;
+  struct Rows {
+    const Lattice* lattice;
+    StencilView stencil;
+    std::vector<float> compat;
+    VertexRows vertices;
+  };
   int lanes_;
   Parallel& parallel_;
-  std::vector<VertexRows> rows_;
+  std::vector<Rows> kernels_;
 };
 
-// One filtering of ones with the normalisation's two factors: after * K(before).
-Buffer<float> filter_ones(const Pairwise& pairwise, Parallel& parallel) {
+// The largest value that filtering ones with the normalisation's two factors gives: of after * K(before).
+float largest_filtered_one(const Pairwise& pairwise, Parallel& parallel) {
+  if (pairwise.stencil != nullptr) return pairwise.stencil->largest_sum();
+  const Lattice& lattice = *pairwise.kernel->lattice;
   std::vector<float> none;
   PairwiseView view = pairwise.view(1, 1, none);
-  view.scale = slice_scale(pairwise.kernel->lattice.dimensions);
-  Buffer<float> values(pairwise.kernel->lattice.points);
+  view.scale = slice_scale(lattice.dimensions);
+  Buffer<float> values(lattice.points);
   std::fill(values.begin(), values.end(), 1.0f);
-  filter(pairwise.kernel->lattice, view, values.data(), 1, Blur::kForward, values.data(), parallel);
-  return values;
+  filter(lattice, view, values.data(), 1, Blur::kForward, values.data(), parallel);
+  return *std::max_element(values.begin(), values.end());
 }
 
 // The pixel passes of one inference: same unary, kernels and lanes, iteration after iteration.
@@ -63,13 +98,10 @@ class Iterator {
         lanes_(label_lanes(unary.groups())),
         multiplicity_(lanes_, 0.0f),
         label_of_group_(unary.groups()),
-        compat_(pairwise.size()),
-        rows_(pairwise, lanes_, parallel) {
+        rows_(pairwise, unary.groups(), lanes_, parallel) {
     for (int g = 0; g < unary.groups(); ++g) multiplicity_[g] = static_cast<float>(unary.labels_of_group[g]);
     for (const auto& one : pairwise) attractive_ &= one->kind == Compat::kPotts && one->compat[0] >= 0;
     for (int l = unary.labels - 1; l >= 0; --l) label_of_group_[unary.group_of_label[l]] = l;
-    for (size_t k = 0; k < pairwise.size(); ++k)
-      rows_.views.push_back(pairwise[k]->view(unary.groups(), lanes_, compat_[k]));
   }
 
   PixelPass make_pass() const {
@@ -130,7 +162,6 @@ class Iterator {
   bool attractive_ = true;
   std::vector<float> multiplicity_;
   std::vector<int> label_of_group_;  // its first
-  std::vector<std::vector<float>> compat_;
   KernelRows rows_;
 };
 
@@ -140,7 +171,7 @@ class BinaryIterator {
  public:
   BinaryIterator(const UnaryRows& unary, const std::vector<std::unique_ptr<Pairwise>>& pairwise,
                  const VisitOrder& order, Parallel& parallel)
-      : order_(order), parallel_(parallel), score_(order.points), rows_(pairwise, 1, parallel) {
+      : order_(order), parallel_(parallel), score_(order.points), rows_(pairwise, 2, 1, parallel) {
     const int lanes = label_lanes(2);
     constexpr int64_t kParts = 16;
     parallel_for(parallel, kParts, [&](int64_t part) {
@@ -148,8 +179,6 @@ class BinaryIterator {
       for (int64_t i = range.begin; i < range.end; ++i)
         score_[i] = unary.negative[i * lanes] - unary.negative[i * lanes + 1];
     });
-    std::vector<float> none;
-    for (const auto& one : pairwise) rows_.views.push_back(one->view(2, 1, none));
   }
 
   void splat(const float* q) {
@@ -161,7 +190,7 @@ class BinaryIterator {
         block->each_line([&](int32_t place, int64_t point, int32_t count) {
           for (int32_t i = 0; i < count; ++i) difference[place + i] = q[2 * (point + i)] - q[2 * (point + i) + 1];
         });
-        for (const PairwiseView& view : rows_.views) row_kernels().splat(view, *block, 1, difference, view.next);
+        rows_.splat(*block, difference);
       }
     });
   }
@@ -201,20 +230,30 @@ void iterate(Passes&& passes, int iterations, const float* from, const DenseCrf:
 
 }  // namespace
 
-Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel)
-    : lattice(features, dimensions, std::move(order), parallel), ones(lattice.points) {
+Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
+    : order(std::move(visit)),
+      lattice(std::make_unique<Lattice>(features, dimensions, order, parallel)),
+      ones(order->points) {
   std::fill(ones.begin(), ones.end(), 1.0f);
-  filter(lattice, lattice.view(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
+  filter(*lattice, lattice->view(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
 }
+
+Kernel::Kernel(std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
+    : order(std::move(visit)), stencil(std::make_unique<GridStencil>(order->width, parallel)) {}
 
 Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,
                    Normalization how, Parallel& parallel)
     : kernel(std::move(of)), kind(compat_kind), normalization(how) {
   const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
   compat.assign(values, values + count);
+  const double power = how == Normalization::kSymmetric ? -0.5 : -1.0;
+  if (kernel->stencil != nullptr) {
+    stencil = std::make_unique<NormalizedStencil>(*kernel->stencil, before() ? power : 0, after() ? power : 0);
+    return;
+  }
   if (how == Normalization::kNone) return;
-  const VisitOrder& order = *kernel->lattice.order;
-  norm.reset(kernel->lattice.points);
+  const VisitOrder& order = *kernel->order;
+  norm.reset(order.points);
   parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
     for (const PointBlock* block = order.begin(chunk); block < order.end(chunk); ++block)
       block->each_line([&](int32_t place, int64_t point, int32_t points_of_line) {
@@ -228,9 +267,15 @@ Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat
 }
 
 PairwiseView Pairwise::view(int labels, int lanes, std::vector<float>& padded) const {
-  PairwiseView view{kernel->lattice.view(), nullptr, nullptr, kind, nullptr};
-  if (normalization == Normalization::kBefore || normalization == Normalization::kSymmetric) view.before = norm.data();
-  if (normalization == Normalization::kAfter || normalization == Normalization::kSymmetric) view.after = norm.data();
+  PairwiseView view{};
+  if (kernel->lattice != nullptr) {
+    static_cast<LatticeView&>(view) = kernel->lattice->view();
+    if (before()) view.before = norm.data();
+    if (after()) view.after = norm.data();
+  } else {
+    view.scale = 1;
+  }
+  view.compat = kind;
   if (kind == Compat::kPotts) {
     view.scale *= compat[0];
   } else {
@@ -256,19 +301,31 @@ bool DenseCrf::set_unary(const float* unary, bool only_finite, Parallel& paralle
 
 void DenseCrf::add_pairwise(const float* features, int dimensions, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
+  if (takes_stencil(kind) && GridStencil::are_grid(features, dimensions, *order_))
+    return add_gaussian(order_->width, points_ / order_->width, 1, 1, compat, kind, normalization, parallel);
   auto kernel = std::make_shared<Kernel>(features, dimensions, order_, parallel);
   pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
 }
 
 void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
+  const bool stencil = width == order_->width && takes_stencil(kind) && GridStencil::suits(*order_, sx, sy);
   auto kernel = KeptKernels::of_process().find(width, height, sx, sy);
-  if (kernel == nullptr || !kernel->lattice.order->same_as(*order_)) {
-    const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
-    kernel = std::make_shared<Kernel>(features.data(), 2, order_, parallel);
+  if (kernel == nullptr || !kernel->order->same_as(*order_) || stencil != (kernel->stencil != nullptr)) {
+    if (stencil) {
+      kernel = std::make_shared<Kernel>(order_, parallel);
+    } else {
+      const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
+      kernel = std::make_shared<Kernel>(features.data(), 2, order_, parallel);
+    }
     KeptKernels::of_process().keep(width, height, sx, sy, kernel);
   }
   pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
+}
+
+// A stencil takes the place of the lattice where it is the faster of the two.
+bool DenseCrf::takes_stencil(Compat kind) const {
+  return kind == Compat::kPotts && (labels_ == 2 || mean_field_kernels().wide);
 }
 
 bool DenseCrf::all_potts() const {
@@ -288,8 +345,7 @@ void DenseCrf::inference(int iterations, float* q, Parallel& parallel) {
   if (collapse_ > 0 && all_potts()) {
     float bound = 0;
     for (const auto& pairwise : pairwise_) {
-      const Buffer<float> ones = filter_ones(*pairwise, parallel);
-      bound += std::max(pairwise->compat[0], 0.0f) * *std::max_element(ones.begin(), ones.end());
+      bound += std::max(pairwise->compat[0], 0.0f) * largest_filtered_one(*pairwise, parallel);
     }
     merged = group_unlikely_labels(unary, points_, collapse_, bound, parallel);
   }

@@ -17,12 +17,17 @@ namespace deeplab_fast {
 
 enum class Normalization { kNone = 0, kBefore = 1, kAfter = 2, kSymmetric = 3 };
 
-// A lattice and what it makes of ones, which normalises it: all of a kernel that depends on the features only.
+// All of a Gaussian kernel that depends on the features only: its lattice and what that makes of ones, which normalises
+// it; or a stencil.
 struct Kernel {
   Kernel(const float* features, int dimensions, std::shared_ptr<const VisitOrder> order, Parallel& parallel);
+  // Of an image's pixels at a deviation of one pixel, where GridStencil suits.
+  Kernel(std::shared_ptr<const VisitOrder> order, Parallel& parallel);
 
-  Lattice lattice;
+  std::shared_ptr<const VisitOrder> order;
+  std::unique_ptr<const Lattice> lattice;
   Buffer<float> ones;  // [points]
+  std::unique_ptr<const GridStencil> stencil;
 };
 
 // One pairwise term: Gaussian kernel on the features, normalisation, label compatibility.
@@ -35,10 +40,12 @@ struct Pairwise {
   Compat kind;
   Normalization normalization;
   std::vector<float> compat;
-  Buffer<float>
-      norm;  // [points] in visiting order: 1 / (n + 1e-20) or its square root, n the filtered ones; empty for kNone
+  Buffer<float> norm;  // [points] in visiting order: 1 / (n + 1e-20) or its square root, n the filtered ones; or empty
+  std::unique_ptr<NormalizedStencil> stencil;
 
-  // What the pixel pass needs, with compat padded to `lanes` in `padded`.
+  bool before() const { return normalization == Normalization::kBefore || normalization == Normalization::kSymmetric; }
+  bool after() const { return normalization == Normalization::kAfter || normalization == Normalization::kSymmetric; }
+  // What the pixel pass needs of a lattice, with compat padded to `lanes` in `padded`.
   PairwiseView view(int labels, int lanes, std::vector<float>& padded) const;
 };
 
@@ -91,6 +98,7 @@ class DenseCrf {
 
  private:
   bool all_potts() const;
+  bool takes_stencil(Compat kind) const;
   const UnaryRows& unary_rows(bool every_label, Parallel& parallel);
   void apply_pairwise(const float* q, float* out, bool normalize, Parallel& parallel);
   void infer(const UnaryRows& unary, int iterations, const float* from, const StoreQ& store, Parallel& parallel) const;

@@ -8,6 +8,7 @@
 
 #include "base/denormals.h"
 #include "crf/dense_crf.h"
+#include "crf/image_features.h"
 #include "lattice/block_rows.h"
 #include "lattice/geometry.h"
 
@@ -70,14 +71,14 @@ struct Term {
         forward(of.view(labels, lanes, matrix)),
         scale(of.kind == Compat::kPotts ? -of.compat[0] : 1.0f),
         matrix_labels(of.kind == Compat::kMatrix ? labels : 0) {
-    forward.scale = slice_scale(of.kernel->lattice.dimensions);
+    forward.scale = slice_scale(of.kernel->lattice->dimensions);
     raw = backward = forward;
     raw.after = nullptr;
     std::swap(backward.before, backward.after);
     backward.scale *= scale;
   }
 
-  const Lattice& lattice() const { return pairwise.kernel->lattice; }
+  const Lattice& lattice() const { return *pairwise.kernel->lattice; }
 
   // C dE, but for a Potts term's factor, which `scale` has.
   const float* transform(int count, int lanes, const float* energy_grad, float* memory) const {
@@ -107,7 +108,7 @@ struct Scratch {
 
 class Backward {
  public:
-  Backward(const std::vector<std::unique_ptr<Pairwise>>& pairwise, const VisitOrder& order, int labels,
+  Backward(const std::vector<const Pairwise*>& pairwise, const VisitOrder& order, int labels,
            const CrfGradients& out, Parallel& parallel)
       : order_(order),
         parallel_(parallel),
@@ -117,7 +118,7 @@ class Backward {
         need_compat_(!out.compat.empty()),
         energy_grad_(order.points * lanes_),
         unary_grad_(order.points * lanes_) {
-    for (const auto& one : pairwise) terms_.push_back(std::make_unique<Term>(*one, labels, lanes_));
+    for (const Pairwise* one : pairwise) terms_.push_back(std::make_unique<Term>(*one, labels, lanes_));
     for (auto& term : terms_) {
       if (need_features_) {
         clear(term->weight_grad, order.points * term->forward.corners);
@@ -320,7 +321,19 @@ class Backward {
 void DenseCrf::backward(int iterations, const float* grad, QHistory history, const std::vector<const float*>& features,
                         const CrfGradients& out, Parallel& parallel) {
   Beliefs beliefs(*this, iterations, history, parallel);
-  Backward backward(pairwise_, *order_, labels_, out, parallel);
+  // Gradients go through lattices: terms that have a stencil get one for the time.
+  std::vector<std::unique_ptr<Pairwise>> with_lattice;
+  std::vector<const Pairwise*> terms;
+  for (const auto& one : pairwise_) {
+    terms.push_back(one.get());
+    if (one->stencil == nullptr) continue;
+    const Buffer<float> grid = gaussian_features(order_->width, points_ / order_->width, 1, 1, parallel);
+    with_lattice.push_back(std::make_unique<Pairwise>(std::make_shared<Kernel>(grid.data(), 2, order_, parallel),
+                                                      one->compat.data(), one->kind, labels_, one->normalization,
+                                                      parallel));
+    terms.back() = with_lattice.back().get();
+  }
+  Backward backward(terms, *order_, labels_, out, parallel);
   backward.run(iterations, grad, beliefs);
   backward.store(features, out);
 }

@@ -6,6 +6,7 @@
 // of one pixel depend on each other through long latencies (reductions, exp, division), those of different pixels do
 // not.
 #include "crf/mean_field_kernels.h"
+#include "crf/stencil_rows.h"
 #include "isa/isa.h"
 #include "lattice/rows.h"
 #include "lattice/simplex_rows.h"
@@ -54,13 +55,14 @@ struct SliceKernel {
     const float *from = energies + first, *rows = view.blurred + first;
     float *to = scores.energy + first, *filtered = scores.filtered + first;
     const float *after = view.after != nullptr ? view.after + scores.block.begin : nullptr, scale = view.scale;
-    const float* diagonal = view.matrix + first;
+    if (view.stencil != nullptr)
+      return stencil_slice<kLanes>(*view.stencil, scores.block, scale, rows, lanes, from, to);
     by_corners(view.corners, [&](auto corners) {
       const auto walk = [&](auto use) { slice_lanes<kLanes, corners.value>(view, scores.block, rows, lanes, use); };
       if (view.compat == Compat::kMatrix)
         return walk([=](int64_t place, int lane, auto sum) { sum.to(filtered + place * lanes + lane); });
       if (view.compat == Compat::kDiagonal)
-        return walk([=](int64_t place, int lane, auto sum) {
+        return walk([=, diagonal = view.matrix + first](int64_t place, int lane, auto sum) {
           sum.multiply(sum.from(diagonal + lane));
           auto energy = sum.from(from + place * lanes + lane);
           energy.add_scaled(after != nullptr ? -scale * after[place] : -scale, sum);
@@ -87,6 +89,13 @@ struct SplatKernel {
   DEEPLAB_FAST_INLINE void splat(int first, int64_t lanes) const {
     const float *from = scores.energy + first, *inverse = scores.inverse;
     const float* before = view.before != nullptr ? view.before + scores.block.begin : nullptr;
+    if (view.stencil != nullptr)
+      return stencil_splat<kLanes>(*view.stencil, scores.block, view.next + first, lanes,
+                                   [=](int64_t place, int lane, auto value) {
+                                     value = value.from(from + place * lanes + lane);
+                                     value.multiply(inverse[place]);
+                                     return value;
+                                   });
     by_corners(view.corners, [&](auto corners) {
       splat_lanes<kLanes, corners.value>(view, scores.block, view.next + first, lanes,
                                          [=](int64_t place, int lane, auto value) {
@@ -252,14 +261,17 @@ void pixel_pass(const PixelPass& pass) {
 // Q_0 = 1 / (1 + exp(-score)), Q_1 = 1 / (1 + exp(score)).
 void binary_pass(const BinaryPass& pass) {
   constexpr int W = kWidest;
-  alignas(64) float score[kMostInBlock], sliced[kMostInBlock], q[2][kMostInBlock];
+  alignas(64) float score[kMostInBlock], sliced[kMostInBlock + W], q[2][kMostInBlock];
   for (const PointBlock* block = pass.blocks; block < pass.blocks_end; ++block) {
     const int count = block->count();
     for (int p = 0; p < count; ++p) score[p] = pass.score[block->begin + p];
     for (int p = count; p % W != 0; ++p) score[p] = 0.0f;
     for (int k = 0; pass.slice && k < pass.pairwise_count; ++k) {
       const PairwiseView& view = pass.pairwise[k];
-      slice_one(view, *block, view.blurred, sliced);
+      if (view.stencil != nullptr)
+        stencil_slice_one(*view.stencil, *block, view.blurred, sliced);
+      else
+        slice_one(view, *block, view.blurred, sliced);
       for (int p = 0; p < count; ++p) score[p] += output_factor(view, block->begin + p) * sliced[p];
     }
     for (int p = 0; p < count; p += W) {
@@ -274,7 +286,10 @@ void binary_pass(const BinaryPass& pass) {
       float* value = sliced;
       for (int p = 0; p < count; ++p)
         value[p] = (q[0][p] - q[1][p]) * (view.before != nullptr ? view.before[block->begin + p] : 1.0f);
-      splat_one(view, *block, value, view.next);
+      if (view.stencil != nullptr)
+        stencil_splat_one(*view.stencil, *block, value, view.next);
+      else
+        splat_one(view, *block, value, view.next);
     }
     if (pass.out == nullptr) continue;
     block->each_line([&](int32_t place, int64_t point, int32_t columns) {
@@ -287,6 +302,7 @@ void binary_pass(const BinaryPass& pass) {
 extern const MeanFieldKernels mean_field_kernels;
 const MeanFieldKernels mean_field_kernels{
     DEEPLAB_FAST_SET,
+    .wide = kWidest >= 8,
     DEEPLAB_FAST_KERNEL(pixel_pass_scratch),
     DEEPLAB_FAST_KERNEL(pixel_pass),
     DEEPLAB_FAST_KERNEL(binary_pass),

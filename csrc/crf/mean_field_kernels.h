@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "crf/grid_stencil.h"
 #include "lattice/row_kernels.h"
 #include "lattice/visit_order.h"
 
@@ -12,8 +13,9 @@ namespace deeplab_fast {
 // A pairwise term as the pixel pass sees it.
 enum class Compat : int32_t { kPotts, kDiagonal, kMatrix };
 struct PairwiseView : LatticeView {
-  const float* blurred;  // rows, this iteration's filtered Q
-  float* next;           // rows, receives the splat of the new Q
+  const float* blurred;        // rows, this iteration's filtered Q
+  float* next;                 // rows, receives the splat of the new Q
+  const StencilView* stencil;  // if there is no lattice; `blurred` and `next` are padded images of Q then
   Compat compat;
   const float* matrix;  // kDiagonal: [lanes]; kMatrix: [labels][lanes]; row l multiplies F(Q)_l
 };
@@ -48,6 +50,7 @@ struct BinaryPass {
 
 struct MeanFieldKernels {
   const char* set;
+  bool wide;  // vectors are so wide that a stencil takes less time than its lattice, with many labels, too
   int (*pixel_pass_scratch)(int lanes);
   void (*pixel_pass)(const PixelPass& pass);
   void (*binary_pass)(const BinaryPass& pass);
