@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deeplab_fast import files, pictures
+from deeplab_fast import files, pictures, scores
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.metrics import ConfusionMatrix
@@ -283,13 +283,8 @@ def _inside(folder: Path, name: str, ending: str) -> Path:
 
 
 def save_logits(path: Path, logits: NDArray[np.float32], dtype: type[np.floating]) -> None:
-    """Write logits (K, h, w) as `.npy`, whole or not at all.
-
-    For float16 each pixel's largest is subtracted first: large numbers would lose digits, or not fit. Neither labels
-    nor probabilities change by it, not even after bilinear upsampling, for it is the same in all classes.
-    """
-    if np.dtype(dtype) == np.float16:
-        logits = np.maximum(logits - logits.max(axis=0), np.finfo(np.float16).min)
+    """Write logits (K, h, w) as `.npy`, whole or not at all; in float16 as `deeplab_fast.scores.save_scores` does."""
+    saved = scores.half_logits(logits) if np.dtype(dtype) == np.float16 else logits.astype(dtype)
     buffer = io.BytesIO()
-    np.save(buffer, logits.astype(dtype), allow_pickle=False)
+    np.save(buffer, saved, allow_pickle=False)
     files.atomic_write(path, lambda file: file.write(buffer.getbuffer()))

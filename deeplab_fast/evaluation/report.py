@@ -13,12 +13,14 @@ import numpy as np
 
 from deeplab_fast import files
 from deeplab_fast.errors import ArgumentError
-from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
+from deeplab_fast.measures import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
+
+    from deeplab_fast.evaluation.metrics import ConfusionMatrix
 
 __all__ = ["as_dict", "picture", "report_files", "table", "write_report"]
 
