@@ -257,7 +257,7 @@ def _lines(text: str, unit: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < LINE_SECONDS and done < total:
+        if done == 0 or (now - last < LINE_SECONDS and done < total):
             return
         last = now
         minutes, seconds = divmod(round((total - done) * (now - start) / done), 60)

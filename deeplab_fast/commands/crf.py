@@ -43,6 +43,15 @@ def crf_command(
             readable=False,  # files are checked where they are read, which also says what they were for
         ),
     ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Result, a palette PNG in the VOC colours; of a data set the folder for them.",
+            show_default=False,
+        ),
+    ],
     scores: Annotated[
         Path | None,
         typer.Argument(
@@ -53,15 +62,6 @@ def crf_command(
             readable=False,
         ),
     ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Result, a palette PNG in the VOC colours; of a data set the folder for them.",
-            show_default=False,
-        ),
-    ] = ...,  # type: ignore[assignment]  # typer's way to say that it is needed
     preset: Annotated[
         str, typer.Option(rich_help_panel=CRF, help="CRF parameters: deeplab, irn, psa or afa.")
     ] = "deeplab",

@@ -52,6 +52,8 @@ def refine(request: Request) -> None:
     """Refine a data set; exit code 1 if an image failed."""
     from deeplab_fast import crf
 
+    if request.labels is not None:
+        import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
     how = request.how
     shard = _shard(request.shard)
     done = total = 0
@@ -83,7 +85,7 @@ def refine(request: Request) -> None:
                 overlay=request.overlay,
                 skip_existing=request.skip_existing is not False,
                 skip_missing=request.skip_missing,
-                examine=request.compare,
+                compare=report_folder(request.out, shard) / "compare.html" if request.compare else None,
                 shard=shard,
                 jobs=request.jobs,
                 threads=request.threads or 1,
@@ -93,7 +95,7 @@ def refine(request: Request) -> None:
             )
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C or SIGTERM
-                note(f"{done} of {total} images are done; the same command goes on with the others")
+                note(f"stopped at {done} of {total} images; the same command goes on with the others")
             raise
     _report(request, result, shard)
     if result.failed:
@@ -112,6 +114,11 @@ def _shard(option: str | None) -> Shard:
     return shard
 
 
+def report_folder(out: Path, shard: Shard) -> Path:
+    """Where the report on a run lies; each part of a set has its own."""
+    return out / ("report" if shard.count == 1 else f"report-{shard.number}-of-{shard.count}")
+
+
 def _report(request: Request, result: DatasetResult, shard: Shard) -> None:
     from deeplab_fast.crf.dataset import failed_path
 
@@ -126,8 +133,26 @@ def _report(request: Request, result: DatasetResult, shard: Shard) -> None:
         )
     if result.peak_memory:
         typer.echo(f"memory: at most {result.peak_memory / 1e6:.0f} MB in a process, {result.jobs or 1} at once")
-    typer.echo(f"written: {request.out}")
+    written = [request.out, *_evaluation(result, report_folder(request.out, shard))]
+    if request.compare and result.changed:
+        written.append(report_folder(request.out, shard) / "compare.html")
+    typer.echo("written: " + ", ".join(map(str, written)))
     if result.failed:
         name, reason = next(iter(result.failed.items()))
         path = failed_path(request.out, shard)
         typer.echo(f"{len(result.failed)} failed, all listed in {path}; {name}: {reason}", err=True)
+
+
+def _evaluation(result: DatasetResult, folder: Path) -> list[Path]:
+    """Print and write the scores before and after, if there are any; the files."""
+    before, after = result.before, result.after
+    if before is None or after is None:
+        return []
+    from rich.console import Console
+
+    from deeplab_fast.evaluation import report
+
+    classes = [str(k) for k in range(len(before.iou))]
+    Console().print(report.table(before, classes, after))
+    extra = {"images": len(result.changed), "failed": sorted(result.failed)}
+    return report.write_comparison(folder, before, after, classes, extra)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_fast import _limits, files
-from deeplab_fast.crf.dataset import pool, record, work
+from deeplab_fast.crf.dataset import page, pool, record, work
 from deeplab_fast.crf.dataset.pairs import Pair, PathLike, find_pairs
 from deeplab_fast.crf.dataset.shards import Shard
 from deeplab_fast.crf.dataset.work import LEVELS, Outcome, Work
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.8  # of what this process may have, for all workers together
 KEPT_SHARE = 0.1  # of a worker's memory, that it may keep between images
+SHOWN = 24  # images on the page of those that changed most
 FAILED_EVERY = 2.0  # seconds between writings of the list of failures
 
 Progress = Callable[[int, int], None]
@@ -95,7 +96,7 @@ def refine_dataset(
     palette: NDArray[np.uint8] | None = None,
     skip_existing: bool = True,
     skip_missing: bool = False,
-    examine: bool = False,
+    compare: PathLike | None = None,
     shard: Shard | tuple[int, int] | str | None = None,
     jobs: int | None = None,
     threads: int = 1,
@@ -123,7 +124,7 @@ def refine_dataset(
         params: a preset by name, or :class:`CRFParameters`.
         root: what paths in a list are relative to.
         labels: a folder of true labels, pictures by the images' names, 255 where there is none: scores before and after
-            are counted.
+            are counted, of images that were there already, too.
         kind, layout, key, classes, gt_prob, unsure, values: how scores and labels are read; see `inputs.Reading`.
         keys: what numbers beside the maps of some classes are: "classes", theirs, or "foreground", less 1, as IRN's.
         background: the map of class 0, where there are only those of other classes.
@@ -132,14 +133,13 @@ def refine_dataset(
         palette: uint8 (256, 3), default VOC's.
         skip_existing: leave images out whose results are all there. They must have been made with the same parameters.
         skip_missing: leave out images without scores, and scores without an image, instead of failing for them.
-        examine: read images that are there once more, so that `changed`, and with `labels` the counts, are those of
-            all. With `labels` that is so anyway.
+        compare: a web page to write, of the 24 images that changed most: before, after and truth side by side.
         shard: which part of the set to take: "3/16", or (3, 16), the third of sixteen.
         jobs: worker processes; default as many as there are processors; 0 for none, in this process.
         threads: of each.
         memory: bytes that all workers together may take for images; default four fifths of what there is. An image that
             needs more is refined alone.
-        progress: called with the images done and to be done.
+        progress: called with the images done and to be done, first with 0.
         note: called with remarks for people.
 
     Raises:
@@ -148,7 +148,7 @@ def refine_dataset(
         RuntimeError: if no worker process can be started.
     """
     how = Reading(kind, layout, key, classes, gt_prob, tuple(unsure), values, keys, background)
-    examine = examine or labels is not None
+    examine = compare is not None or labels is not None
     todo = Work(Path(out), parameters(params), how, save_probabilities, overlay, examine, palette, threads)
     part = _shard(shard)
     jobs = _limits.processors() if jobs is None else jobs
@@ -156,7 +156,12 @@ def refine_dataset(
     pairs = [pair for pair in find_pairs(images, scores, root=root, labels=labels, out=out) if part.has(pair.name)]
     run = _Run(todo, pairs, part, jobs, memory, progress, note)
     run.check([path for path in (images, scores, labels) if isinstance(path, (str, os.PathLike))], skip_existing)
-    return run.over(skip_existing, skip_missing)
+    if compare is not None:
+        files.check_destination(compare, new_folder=True)
+    result = run.over(skip_existing, skip_missing)
+    if compare is not None and result.changed:
+        run.show(Path(compare), result)
+    return result
 
 
 def _shard(shard: Shard | tuple[int, int] | str | None) -> Shard:
@@ -237,14 +242,22 @@ class _Run:
         tasks = [(pair, False) for pair in whole if pair.name not in names]
         tasks += [(pair, True) for pair in there if self.work.examine]
         self.jobs = min(self.jobs, len(tasks))
+        progress = self.progress or (lambda done, total: None)
+        progress(0, len(tasks))
         try:
             for number, outcome in enumerate(self._outcomes(tasks), 1):
                 self._take(outcome, outcome.name in names)
-                if self.progress is not None:
-                    self.progress(number, len(tasks))
+                progress(number, len(tasks))
         finally:  # also when it is interrupted
             record.write_failed(record.failed_path(self.work.out, self.part), self.failed)
         return self._result(time.perf_counter() - start, len(there), len(missing) * skip_missing)
+
+    def show(self, path: Path, result: DatasetResult) -> None:
+        """Write the page of the images that changed most."""
+        by_name = {pair.name: pair for pair in self.pairs}
+        pairs = [by_name[name] for name in page.most_changed(result.changed, SHOWN)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.write_page(path, pairs, result.changed, self.work, result.before, result.after)
 
     def _is_there(self, pair: Pair) -> bool:
         return all(target.is_file() for target in self.work.targets(pair.name))

@@ -6,7 +6,6 @@ needs no guard in the parent's script. Three threads: one receives, one reads ah
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import threading
@@ -29,10 +28,13 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
-    work, most_kept = connection.recv()
+    try:
+        work, most_kept = connection.recv()
+    except (EOFError, OSError):  # the parent has ended meanwhile
+        return
     _prepare(work, most_kept)
-    connection.send((READY, os.getpid()))
     worker = _Worker(connection, work)
+    worker.send(READY)
     threading.Thread(target=worker.receive, daemon=True).start()
     threading.Thread(target=worker.read_ahead, daemon=True).start()
     worker.compute()
@@ -91,7 +93,7 @@ class _Worker:
             if isinstance(loaded, Exception):
                 outcome = work.failure(name, loaded)
             else:
-                self._send(NEEDED, name, loaded.bytes_needed(self.work.how))
+                self.send(NEEDED, name, loaded.bytes_needed(self.work.how))
                 self.granted.acquire()
                 if self.ended:
                     return
@@ -100,9 +102,9 @@ class _Worker:
                 except Exception as error:
                     outcome = work.failure(name, error)
             del item, loaded  # before the next one is waited for
-            self._send(DONE, outcome)
+            self.send(DONE, outcome)
 
-    def _send(self, *message: object) -> None:
+    def send(self, *message: object) -> None:
         try:
             self.connection.send(message)
         except OSError:
