@@ -27,6 +27,13 @@ Set = Annotated[
 WeightsKey = Annotated[
     str | None, typer.Option("--key", help="Which weights, where the file holds several: ema or student, say.")
 ]
+SaveScores = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the network's scores, NAME.npz, at its own size and in float16, for crf and crf-eval.",
+        show_default=False,
+    ),
+]
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
 Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]

@@ -30,6 +30,7 @@ _SUMMARY = {
     "mean_iou": "mean IoU",
     "frequency_weighted_iou": "frequency weighted IoU",
 }
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the line of a mean would cross a number
 _MOST_NUMBERED = 15  # classes up to which the cells of the confusion matrix show their numbers
 
 
@@ -152,12 +153,14 @@ def comparison(before: Scores, after: Scores, classes: Sequence[str], title: str
         axes.barh(np.arange(len(order)) + offset, values, height=0.38, color=colour, label=label)
         axes.axvline(100 * scores.mean_iou, color=colour, linewidth=1, linestyle="--")
     for row, k in enumerate(order):
-        axes.text(100 * max(before.iou[k], after.iou[k]) + 1, row, f"{100 * gain[k]:+.1f}", va="center", fontsize=9)
+        place = 100 * max(before.iou[k], after.iou[k]) + 1
+        axes.text(place, row, f"{100 * gain[k]:+.1f}", va="center", fontsize=9, bbox=_ON_WHITE)
     axes.set_yticks(range(len(order)), [classes[k] for k in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 112)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("IoU, %")
+    axes.set_ylabel("class")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     if title:
@@ -176,8 +179,7 @@ def _draw_bars(axes: Axes, scores: Scores, classes: Sequence[str], size: float) 
     axes.spines[["top", "right"]].set_visible(False)
     for row, k in enumerate(order):
         text = "absent" if np.isnan(scores.iou[k]) else f"{100 * scores.iou[k]:.1f}"
-        back = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the line of the mean would cross it
-        axes.text(values[row] + 1, row, text, va="center", fontsize=size - 1, bbox=back)
+        axes.text(values[row] + 1, row, text, va="center", fontsize=size - 1, bbox=_ON_WHITE)
     if not np.isnan(scores.mean_iou):
         axes.axvline(100 * scores.mean_iou, color="#e45756", linewidth=1)
     axes.set_title(f"IoU, %   (mean {_percent(scores.mean_iou)}, line)")

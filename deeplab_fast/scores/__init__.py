@@ -24,7 +24,7 @@ from deeplab_fast.scores.reading import (
     read_scores,
     read_stored,
 )
-from deeplab_fast.scores.writing import half_logits, npz_writer, save_scores
+from deeplab_fast.scores.writing import half_logits, npz_writer, save_scores, scores_writer
 
 __all__ = [
     "ARRAY_ENDINGS",
@@ -45,4 +45,5 @@ __all__ = [
     "resize_scores",
     "save_scores",
     "score_kind",
+    "scores_writer",
 ]

@@ -49,4 +49,9 @@ def save_scores(path: str | os.PathLike[str], logits: NDArray[Any]) -> None:
 
     They are less each pixel's largest, as :func:`half_logits` says; `deeplab-fast crf` and `crf-eval` read them.
     """
-    atomic_write(path, npz_writer({"logits": half_logits(logits)}))
+    atomic_write(path, scores_writer(logits))
+
+
+def scores_writer(logits: NDArray[Any]) -> Callable[[BinaryIO], None]:
+    """A writer of what :func:`save_scores` writes."""
+    return npz_writer({"logits": half_logits(logits)})

@@ -91,7 +91,7 @@ def _head(count: int, changed: Mapping[str, float], todo: Work, before: Scores |
 def _legend(with_truth: bool) -> list[tuple[tuple[int, int, int], str]]:
     if not with_truth:
         return [(OTHER, "changed")]
-    return [(BETTER, "right now"), (WORSE, "wrong now"), (OTHER, "wrong as before, or not labelled")]
+    return [(BETTER, "became right"), (WORSE, "became wrong"), (OTHER, "wrong before and after, or not labelled")]
 
 
 def _key(colour: Sequence[int], text: str) -> str:
@@ -157,7 +157,7 @@ def _pictures(
     yield "photo", photo
     for name, one in labels.items():
         yield name, pictures.overlay(photo, one, palette=palette, lines=False, strength=0.6)
-    grey = photo.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.4
+    grey = photo.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.4 + 30
     did = (before != after) & (before != UNSURE)
     right = (did & (after == truth), did & (before == truth)) if truth is not None else (False & did, False & did)
     for mask, colour in zip((did, *right), (OTHER, BETTER, WORSE), strict=True):

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 LABELS, PROBABILITIES, OVERLAY = ".png", ".npz", "-overlay.jpg"  # endings of what is written for an image
 LEVELS = 256  # of label pictures
-# Bytes that an image takes at most while it is refined, measured: of a process without one, for a pixel, and for a
-# pixel and class.
-BASE_BYTES, PIXEL_BYTES, SCORE_BYTES = 60e6, 600, 24
+# Bytes, measured: of a process without an image; and of an image while it is refined, for a pixel, and for a pixel and
+# class. These are those of noise and a small deviation in colour, where nearly every pixel has vertices of its own; a
+# photo takes about half of that.
+BASE_BYTES, PIXEL_BYTES, SCORE_BYTES = 60e6, 560, 80
 
 Problems = (ValueError, TypeError, OSError, MemoryError, ImportError, FloatingPointError, OverflowError, IndexError)
 
