@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -54,6 +53,9 @@ def is_partial(name: str) -> bool:
 def killed_run(root: Path, expected: dict[str, bytes], rng: random.Random, how: signal.Signals | str) -> None:
     """Start the command, and kill it, or a worker, when a random number of further images is there."""
     out = root / "out"
+    if len(results(out)) > 0.8 * len(expected):  # so that there is something to be killed at
+        for name in rng.sample(sorted(results(out)), len(expected) // 2):
+            (out / name).unlink()
     before = len(results(out))
     process = command(root, "out")
     try:
@@ -62,33 +64,39 @@ def killed_run(root: Path, expected: dict[str, bytes], rng: random.Random, how: 
         while len(results(out)) < min(wanted, len(expected)) and process.poll() is None:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        children = workers(process)
-        if how == "worker":
-            if children:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    rng.choice(children).kill()
-            text = finished(process) if rng.random() < 0.3 else _killed(process, signal.SIGKILL)
-        else:
-            assert isinstance(how, signal.Signals)
+        if isinstance(how, signal.Signals):
             text = _killed(process, how)
+        elif how == "everything":
+            text = _killed(process, signal.SIGKILL, workers_too=True)
+        else:
+            for one in rng.sample(workers(process), min(1, len(workers(process)))):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            time.sleep(rng.uniform(0, 0.2))
+            text = finished(process) if rng.random() < 0.3 else _killed(process, signal.SIGKILL)
         assert "Traceback" not in text, text
     finally:
         process.kill()
         process.wait()
-    # Workers end by themselves, after the image that they are at.
-    _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
-    assert not alive
     for name, content in results(out).items():
         assert content == expected[name], f"{name} is not whole"
 
 
-def _killed(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, number)
+def _killed(process: subprocess.Popen[str], number: signal.Signals, workers_too: bool = False) -> str:
+    """What a command says until a signal has ended it, and its workers have ended, too."""
+    process.send_signal(signal.SIGSTOP)  # so that no worker is started after these are counted
+    children = workers(process)
+    for one in children if workers_too else ():
+        one.kill()
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     text, _ = process.communicate(timeout=TIMEOUT)
     # What a signal makes of it, or 0 if it was done before.
     codes = {signal.SIGKILL: -9, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 1}
-    assert process.returncode in (codes[number], 0), text
+    assert process.returncode in (codes[number], 0), (number, process.returncode, text)
+    # They end by themselves, after the image that they are at.
+    _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
+    assert not alive
     return text
 
 
@@ -103,7 +111,7 @@ def check_killed_runs(root: Path, count: int, kills: int, seed: int, height: int
     expected = results(root / "whole")
     assert set(expected) == {"settings.json", *(f"{name}.png" for name in names(count))}
     rng = random.Random(seed)
-    ways: list[signal.Signals | str] = [signal.SIGKILL, "worker", signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    ways: list[signal.Signals | str] = [signal.SIGKILL, "worker", "everything", signal.SIGTERM, signal.SIGINT]
     for number in range(kills):
         killed_run(root, expected, rng, ways[number % len(ways)])
     left = sum(is_partial(name) for name in written(root / "out"))
