@@ -23,7 +23,8 @@ def refine(scores: Path, out: Path, path: Path) -> None:
     with np.load(scores / f"{path.stem}.npz") as file:
         logits = file["logits"].astype(np.float32)
     # Pillow's bilinear filter is the fastest way without torch.
-    large = np.stack([Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR) for one in logits])
+    enlarged = (Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR) for one in logits)
+    large = np.stack([np.asarray(one) for one in enlarged])
     large -= large.max(axis=0)
     np.exp(large, out=large)
     large /= large.sum(axis=0)

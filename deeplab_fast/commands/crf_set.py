@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def refine(request: Request) -> None:
                 skip_missing=request.skip_missing,
                 compare=report_folder(request.out, shard) / "compare.html" if request.compare else None,
                 shard=shard,
-                jobs=request.jobs,
+                jobs=_jobs() if request.jobs is None else request.jobs,
                 threads=request.threads or 1,
                 memory=None if request.memory is None else request.memory * GB,
                 progress=progress,
@@ -112,6 +113,14 @@ def _shard(option: str | None) -> Shard:
         source = f" ({shard.source})" if shard.source else ""
         note(f"shard {shard}{source}: the images whose names belong to it")
     return shard
+
+
+def _jobs() -> int:
+    """As many as there are processors for this process, of those that torchrun started on this machine."""
+    from deeplab_fast import _limits
+
+    neighbours = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, _limits.processors() // (int(neighbours) if neighbours.isdecimal() and int(neighbours) else 1))
 
 
 def report_folder(out: Path, shard: Shard) -> Path:

@@ -146,6 +146,11 @@ def read_file(path: Path, how: Reading) -> StoredScores:
     return scores.StoredScores(pictures.read_labels(path, lossy=how.values is not None))
 
 
+def are_labels(stored: StoredScores, how: Reading) -> bool:
+    """Whether what was read is a map of labels."""
+    return how.kind == "labels" or (how.kind == "auto" and is_label_map(stored.array))
+
+
 def as_input(
     stored: StoredScores, size: tuple[int, int], how: Reading, path: Path, *, one_class: bool = False
 ) -> CRFInput:
@@ -157,7 +162,7 @@ def as_input(
         TypeError, ValueError: for what does not fit the photo or itself; the message names the file.
     """
     try:
-        if how.kind == "labels" or (how.kind == "auto" and is_label_map(stored.array)):
+        if are_labels(stored, how):
             if how.layout != "auto":
                 raise Inapplicable("layout", how.layout, "--layout belongs to scores, the input is labels")
             gt_prob = DEFAULT_GT_PROB if how.gt_prob is None else how.gt_prob

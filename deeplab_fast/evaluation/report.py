@@ -144,7 +144,7 @@ def comparison(before: Scores, after: Scores, classes: Sequence[str], title: str
     for scores in (before, after):
         _check_classes(scores, classes)
     gain = after.iou - before.iou
-    order = sorted(np.flatnonzero(~np.isnan(gain)), key=lambda k: -gain[k])
+    order = sorted((k for k in range(len(classes)) if not np.isnan(gain[k])), key=lambda k: -gain[k])
     figure = _figure(7.5, max(2.5, 0.36 * len(order) + 1.4))
     axes = figure.subplots()
     for scores, offset, colour, name in ((before, -0.2, "#b0b7c3", "before"), (after, 0.2, "#4c78a8", "after")):

@@ -502,6 +502,31 @@ def test_scores_before_and_after(folder):
     assert again.changed == result.changed
 
 
+def test_values_of_true_labels(folder):
+    """As of a set whose void is a class number, or that numbers from 10."""
+    result = refine(folder, labels=folder / "labels", classes=3)
+    assert len(result.failed) == 6
+    assert "labels/0000.png: labels: values are 3, should be in 0..2, or 255" in result.failed["0000"]
+    plain = refine(folder, "plain", labels=folder / "labels")
+    for name in names(6):
+        labels = pictures.read_labels(folder / f"labels/{name}.png")
+        pictures.save_labels(folder / f"labels/{name}.png", labels + 10)
+    from deeplab_fast.pictures import LabelValues
+
+    values = LabelValues.parse("10:0,11:1,12:2,13:ignore")
+    result = refine(folder, "valued", labels=folder / "labels", values=values, classes=CLASSES)
+    assert result.failed == {}
+    np.testing.assert_array_equal(result.counts_after[:3], plain.counts_after[:3])
+    assert not result.counts_after[3].any()
+
+
+def test_results_are_not_written_through_links_to_inputs(folder):
+    (folder / "out").mkdir()
+    (folder / "out/0001.png").symlink_to(folder / "images/0001.png")
+    with pytest.raises(ValueError, match=r"0001\.png is an input and would be overwritten"):
+        refine(folder, skip_existing=False)
+
+
 def test_images_without_true_labels_do_not_count(folder):
     for name in names(6)[1:]:
         (folder / f"labels/{name}.png").unlink()

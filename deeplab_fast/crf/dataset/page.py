@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from deeplab_fast import files, pictures
-from deeplab_fast.crf import inputs
 from deeplab_fast.crf.dataset import work
 from deeplab_fast.crf.dataset.pairs import Pair, PathLike
 from deeplab_fast.crf.dataset.work import LEVELS, Work
@@ -107,9 +106,7 @@ def _change(before: float, after: float) -> str:
 
 def _section(pair: Pair, share: float, todo: Work) -> str:
     loaded = work.load(pair, todo.how)
-    size = loaded.photo.shape[:2]
-    assert pair.scores is not None
-    before = inputs.as_input(loaded.stored, size, todo.how, pair.scores, one_class=True).before
+    before = work.as_input(loaded, todo.how).before
     after = pictures.read_labels(todo.targets(pair.name)[0])
     shown = _pictures(loaded.photo, before, after, loaded.truth, todo.palette)
     figures = "".join(

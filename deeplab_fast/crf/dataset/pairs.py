@@ -192,7 +192,7 @@ def _found(what: str, where: PathLike, endings: Sequence[str], out: PathLike | N
     """The folder that names are below, and files with one of these endings, in order."""
     if _is_pattern(where):
         folder = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(where).parts))
-        paths = [Path(path) for path in glob.glob(os.fspath(where), recursive=True)]
+        paths = [path for path in map(Path, glob.glob(os.fspath(where), recursive=True)) if path.is_file()]
     else:
         folder = Path(where)
         if not folder.exists():
@@ -201,7 +201,7 @@ def _found(what: str, where: PathLike, endings: Sequence[str], out: PathLike | N
             wanted = f"a folder, a pattern or, for images, a list ({', '.join(LIST_ENDINGS)})"
             raise ArgumentError(what, f"the file {folder}", wanted)
         paths = list(_below(folder, out))
-    files = sorted(path for path in paths if path.suffix.lower() in endings and path.is_file())
+    files = sorted(path for path in paths if path.suffix.lower() in endings)
     if not files:
         raise FileNotFoundError(f"{what}: {where} has no {', '.join(endings)} files")
     return folder, files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,8 @@ def refine_dataset(
         out: folder to write to; made if it is not there.
         params: a preset by name, or :class:`CRFParameters`.
         root: what paths in a list are relative to.
-        labels: a folder of true labels, pictures by the images' names, 255 where there is none: scores before and after
-            are counted, of images that were there already, too.
+        labels: a folder of true labels, pictures by the images' names, 255 where there is none, or as `values` says:
+            scores before and after are counted, of images that were there already, too.
         kind, layout, key, classes, gt_prob, unsure, values: how scores and labels are read; see `inputs.Reading`.
         keys: what numbers beside the maps of some classes are: "classes", theirs, or "foreground", less 1, as IRN's.
         background: the map of class 0, where there are only those of other classes.
@@ -201,6 +201,7 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.changed: dict[str, float] = {}
         self.before, self.after = (np.zeros(LEVELS * LEVELS, np.int64) for _ in range(2))
+        self.folders: set[Path] = set()  # that results are written to
         self.refined = self.peak = 0
         self._noted: set[str] = set()
         self._failed_written = 0.0
@@ -209,8 +210,8 @@ class _Run:
         """Raise, before anything is written, if the results cannot or must not be written."""
         out = self.work.out
         read = [path for pair in self.pairs for path in (pair.image, pair.scores, pair.truth) if path is not None]
-        inputs = files.Inputs([*given, *read, *{path.parent for path in read}])
-        files.check_folder(out, inputs)
+        folders = files.Inputs([*given, *{path.parent for path in read}])
+        files.check_folder(out, folders)
         owners: dict[Path, str] = {}
         for pair in self.pairs:
             for target in self.work.targets(pair.name):
@@ -218,8 +219,12 @@ class _Run:
                     wanted = "different ones: the results of both would be one file"
                     raise ArgumentError("images", f"{owners[target]} and {pair.name}", wanted, what="list of names")
                 owners[target] = pair.name
-        for folder in {target.parent for target in owners}:
-            files.check_folder(folder, inputs)
+        self.folders = {out, *(target.parent for target in owners)}
+        for folder in self.folders:
+            files.check_folder(folder, folders)
+        links = [target for target in owners if target.is_symlink()]
+        for target in links:  # what they lead to would be replaced
+            files.check_destination(target, read)
         if skip_existing:
             record.check_settings(self.work)
 
@@ -231,7 +236,7 @@ class _Run:
         there = [pair for pair in whole if skip_existing and self._is_there(pair)]
         names = {pair.name for pair in there}
         self.work.out.mkdir(parents=True, exist_ok=True)
-        files.remove_abandoned(self.work.out)
+        self._remove_abandoned()
         record.write_settings(self.work)
         for pair in missing if not skip_missing else ():
             self.failed[pair.name] = str(pair.problem)
@@ -245,12 +250,19 @@ class _Run:
         progress = self.progress or (lambda done, total: None)
         progress(0, len(tasks))
         try:
-            for number, outcome in enumerate(self._outcomes(tasks), 1):
-                self._take(outcome, outcome.name in names)
-                progress(number, len(tasks))
+            with contextlib.closing(self._outcomes(tasks)) as outcomes:
+                for number, outcome in enumerate(outcomes, 1):
+                    self._take(outcome, outcome.name in names)
+                    progress(number, len(tasks))
         finally:  # also when it is interrupted
+            self._remove_abandoned()
             record.write_failed(record.failed_path(self.work.out, self.part), self.failed)
         return self._result(time.perf_counter() - start, len(there), len(missing) * skip_missing)
+
+    def _remove_abandoned(self) -> None:
+        """Delete what killed processes left half-written."""
+        for folder in self.folders:
+            files.remove_abandoned(folder)
 
     def show(self, path: Path, result: DatasetResult) -> None:
         """Write the page of the images that changed most."""
@@ -262,7 +274,7 @@ class _Run:
     def _is_there(self, pair: Pair) -> bool:
         return all(target.is_file() for target in self.work.targets(pair.name))
 
-    def _outcomes(self, tasks: list[pool.Task]) -> Iterator[Outcome]:
+    def _outcomes(self, tasks: list[pool.Task]) -> Generator[Outcome, None, None]:
         if self.jobs == 0:
             yield from (_here(pair, is_there, self.work) for pair, is_there in tasks)
             return
@@ -305,15 +317,18 @@ class _Run:
         before, after = (total.reshape(LEVELS, LEVELS) for total in (self.before, self.after))
         seen = np.flatnonzero(after.any(axis=0) | after.any(axis=1) | before.any(axis=0))
         classes = self.work.how.classes or 1 + int(seen[seen < UNSURE % LEVELS].max(initial=0))
-        counts = [
-            np.column_stack([one[:, :classes], one[:, classes:].sum(axis=1)])[:classes] for one in (before, after)
-        ]
-        if not seen.size:
-            counts = [None, None]
         return DatasetResult(
-            self.refined, skipped, missing, self.failed, seconds, self.changed,
-            *counts, self.peak, self.jobs,
-        )  # fmt: skip
+            images=self.refined,
+            skipped=skipped,
+            missing=missing,
+            failed=self.failed,
+            seconds=seconds,
+            changed=self.changed,
+            counts_before=_counts_of(before, classes) if seen.size else None,
+            counts_after=_counts_of(after, classes) if seen.size else None,
+            peak_memory=self.peak,
+            jobs=self.jobs,
+        )
 
 
 def _counts_of(counts: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from deeplab_fast.crf import inputs, refining
 from deeplab_fast.crf.dataset.pairs import Pair
 from deeplab_fast.crf.inputs import UNSURE, CRFInput, Reading
 from deeplab_fast.crf.parameters import CRFParameters
-from deeplab_fast.errors import ArgumentError
+from deeplab_fast.errors import ArgumentError, at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ LEVELS = 256  # of label pictures
 # photo takes about half of that.
 BASE_BYTES, PIXEL_BYTES, SCORE_BYTES = 60e6, 560, 80
 
-Problems = (ValueError, TypeError, OSError, MemoryError, ImportError, FloatingPointError, OverflowError, IndexError)
+PROBLEMS = (ValueError, TypeError, OSError, MemoryError, ImportError, FloatingPointError, OverflowError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Loaded:
         array = self.stored.array
         if self.stored.keys is not None:
             classes = len(self.stored.keys) + 1
-        elif inputs.is_label_map(array):
+        elif inputs.are_labels(self.stored, how):
             known = array[array != pictures.IGNORED]
             classes = how.classes or int(known.max(initial=0)) + 1
         else:
@@ -118,11 +118,28 @@ def load(pair: Pair, how: Reading) -> Loaded:
         raise FileNotFoundError(pair.problem)
     photo = pictures.read_image(pair.image)
     stored = inputs.read_file(pair.scores, how)
-    truth = None if pair.truth is None else pictures.read_labels(pair.truth)
-    if truth is not None and truth.shape != photo.shape[:2]:
-        wanted = f"{photo.shape[1]}×{photo.shape[0]}, as the image"
-        raise ArgumentError("labels", f"{truth.shape[1]}×{truth.shape[0]}", wanted, what="size", where=str(pair.truth))
+    truth = None if pair.truth is None else _true_labels(pair.truth, photo.shape[:2], how)
     return Loaded(pair, photo, stored, truth)
+
+
+def _true_labels(path: Path, size: tuple[int, int], how: Reading) -> NDArray[np.int64]:
+    """The classes of an image of size (H, W), 255 where they do not count."""
+    labels = pictures.read_labels(path, lossy=how.values is not None)
+    try:
+        if labels.shape != size:
+            wanted = f"{size[1]}×{size[0]}, as the image"
+            raise ArgumentError("labels", f"{labels.shape[1]}×{labels.shape[0]}", wanted, what="size")
+        if how.values is not None:
+            labels = how.values.apply(labels)
+        classes = how.classes or LEVELS
+        wrong = np.unique(labels[(labels != pictures.IGNORED) & ((labels < 0) | (labels >= classes))])
+        if wrong.size:
+            shown = ", ".join(map(str, wrong[:5])) + (", …" if wrong.size > 5 else "")
+            wanted = f"in 0..{classes - 1}, or 255 where they do not count; --values 11:ignore,… says what others mean"
+            raise ArgumentError("labels", shown, wanted, what="values")
+    except ValueError as error:
+        raise at(path, error) from error
+    return labels
 
 
 def finish(loaded: Loaded, work: Work, *, is_there: bool = False) -> Outcome:
@@ -132,8 +149,7 @@ def finish(loaded: Loaded, work: Work, *, is_there: bool = False) -> Outcome:
         TypeError, ValueError, MemoryError: for what cannot be refined.
         WritingError: if the results cannot be written.
     """
-    assert loaded.pair.scores is not None
-    given = inputs.as_input(loaded.stored, loaded.photo.shape[:2], work.how, loaded.pair.scores, one_class=True)
+    given = as_input(loaded, work.how)
     path = work.targets(loaded.pair.name)[0]
     if is_there:
         labels = pictures.read_labels(path)
@@ -151,6 +167,14 @@ def finish(loaded: Loaded, work: Work, *, is_there: bool = False) -> Outcome:
         after=None if loaded.truth is None else pixel_counts(loaded.truth, labels),
         notes=tuple(given.notes),
     )
+
+
+def as_input(loaded: Loaded, how: Reading) -> CRFInput:
+    """What the CRF is given of an image."""
+    assert loaded.pair.scores is not None
+    if loaded.truth is not None and not inputs.are_labels(loaded.stored, how):
+        how = replace(how, values=None)  # they are of the true labels
+    return inputs.as_input(loaded.stored, loaded.photo.shape[:2], how, loaded.pair.scores, one_class=True)
 
 
 class WritingError(OSError):
@@ -179,8 +203,6 @@ def pixel_counts(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[N
     Pixels whose truth is 255 do not count.
     """
     counted = truth != pictures.IGNORED
-    if ((truth < 0) | (truth >= LEVELS)).any():
-        raise ArgumentError("labels", f"{truth.min()} to {truth.max()}", f"in 0..{LEVELS - 1}", what="values")
     counts = np.bincount(truth[counted] * LEVELS + labels[counted], minlength=1)
     places = np.flatnonzero(counts)
     return places, counts[places]
@@ -196,7 +218,7 @@ def failure(name: str, error: Exception) -> Outcome:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory: {text}"
-    elif not isinstance(error, Problems):
+    elif not isinstance(error, PROBLEMS):
         text = f"{type(error).__name__}: {text}"
     return Outcome(name, error=text, fatal=isinstance(error, WritingError), peak=peak_memory())
 
