@@ -21,6 +21,7 @@ from deeplab_fast.commands.options import (
     Keys,
     Kind,
     Layout,
+    Palette,
     Values,
     check_scores_options,
     parsed_values,
@@ -110,6 +111,7 @@ def crf_command(
         bool,
         typer.Option("--save-probabilities", help="Also write the probabilities, float16, beside the result, as .npz."),
     ] = False,
+    palette: Palette = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads (default: all processors; of a data set 1 in each process).")
     ] = None,
@@ -164,6 +166,7 @@ def crf_command(
         }  # fmt: skip
         params = _parameters(preset, overrides)
         check_scores_options(kind, layout, labels=True)
+        from deeplab_fast import pictures
         from deeplab_fast.crf.inputs import Reading
 
         if threads is not None and threads < 1:
@@ -172,6 +175,7 @@ def crf_command(
             how = Reading(
                 kind, layout, key, classes, gt_prob, tuple(unsure or ()), parsed_values(values), keys, background
             )
+        colours = None if palette is None else pictures.read_palette(palette)
         of_set: dict[str, Any] = {
             "root": root, "jobs": jobs, "memory": memory, "skip_existing": skip_existing,
             "skip_missing": skip_missing, "shard": shard, "labels": labels, "compare": compare,
@@ -180,7 +184,9 @@ def crf_command(
             if overlay_to is not None:
                 raise WrongUse(f"--overlay-to belongs to one photo, {images} is a data set: --overlay")
             crf_set.refine(
-                crf_set.Request(images, scores, out, params, how, overlay, save_probabilities, threads, **of_set)
+                crf_set.Request(
+                    images, scores, out, params, how, overlay, save_probabilities, threads, colours, **of_set
+                )
             )
             return
         given = [f"--{name.replace('_', '-')}" for name, value in of_set.items() if value not in (None, False)]
@@ -189,7 +195,9 @@ def crf_command(
         if scores is None:
             raise WrongUse(f"SCORES is missing: the scores, or rough labels, of {images}")
         crf_photo.refine(
-            crf_photo.Request(images, scores, out, params, how, overlay, overlay_to, save_probabilities, threads)
+            crf_photo.Request(
+                images, scores, out, params, how, overlay, overlay_to, save_probabilities, threads, colours
+            )
         )
 
 

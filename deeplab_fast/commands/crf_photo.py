@@ -33,6 +33,7 @@ class Request:
     overlay_to: Path | None = None
     save_probabilities: bool = False
     threads: int | None = None
+    palette: NDArray[np.uint8] | None = None
 
     @property
     def panel(self) -> Path | None:
@@ -65,7 +66,7 @@ def refine(request: Request) -> None:
     Q, seconds = _refine(photo, given.prob, request.params, request.threads)
     labels = given.labels(Q)
     _write(request, photo, given, Q, labels)
-    _report(given, labels, seconds, request.outputs)
+    _report(request, given, labels, seconds)
 
 
 def _check_outputs(request: Request) -> None:
@@ -111,15 +112,15 @@ def _write(
     """Write the result, and what else is wanted: all or nothing."""
     from deeplab_fast import files, pictures
 
-    writers = {request.out: pictures.labels_writer(labels, request.out)}
+    writers = {request.out: pictures.labels_writer(labels, request.out, request.palette)}
     if request.panel is not None:
-        writers[request.panel] = pictures.picture_writer(given.panel(photo, labels), request.panel)
+        writers[request.panel] = pictures.picture_writer(given.panel(photo, labels, request.palette), request.panel)
     if request.probabilities is not None:
         writers[request.probabilities] = given.probabilities_writer(Q)
     files.atomic_write_all(writers)
 
 
-def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float], written: list[Path]) -> None:
+def _report(request: Request, given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float]) -> None:
     """Print what changed, class by class, and the time."""
     import numpy as np
     from rich.console import Console
@@ -129,7 +130,7 @@ def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float
     from deeplab_fast import pictures, pydensecrf
     from deeplab_fast.crf import inputs
 
-    palette = pictures.voc_palette()
+    palette = pictures.voc_palette() if request.palette is None else request.palette
     table = Table("class", box=None, pad_edge=False)
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
@@ -150,4 +151,4 @@ def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float
     parts = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
     threads = pydensecrf.get_num_threads()
     typer.echo(f"{1000 * total:.0f} ms: {parts}; {threads} thread{'s' if threads > 1 else ''}")
-    typer.echo("written: " + ", ".join(map(str, written)))
+    typer.echo("written: " + ", ".join(map(str, request.outputs)))

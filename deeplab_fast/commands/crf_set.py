@@ -13,6 +13,9 @@ from deeplab_fast.commands.common import note, option_errors, progress_bar
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from deeplab_fast.crf import CRFParameters, DatasetResult
     from deeplab_fast.crf.dataset import Shard
     from deeplab_fast.crf.inputs import Reading
@@ -32,6 +35,7 @@ class Request:
     overlay: bool = False
     save_probabilities: bool = False
     threads: int | None = None
+    palette: NDArray[np.uint8] | None = None
     root: Path | None = None
     jobs: int | None = None
     memory: float | None = None
@@ -84,6 +88,7 @@ def refine(request: Request) -> None:
                 values=how.values,
                 save_probabilities=request.save_probabilities,
                 overlay=request.overlay,
+                palette=request.palette,
                 skip_existing=request.skip_existing is not False,
                 skip_missing=request.skip_missing,
                 compare=report_folder(request.out, shard) / "compare.html" if request.compare else None,

@@ -27,6 +27,10 @@ Set = Annotated[
 WeightsKey = Annotated[
     str | None, typer.Option("--key", help="Which weights, where the file holds several: ema or student, say.")
 ]
+Palette = Annotated[
+    Path | None,
+    typer.Option(help="A palette picture, whose colours the results get (default: VOC's).", show_default=False),
+]
 SaveScores = Annotated[
     Path | None,
     typer.Option(

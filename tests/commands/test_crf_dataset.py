@@ -158,6 +158,20 @@ def test_a_photo_has_probabilities_and_some_classes_too(folder):
         assert set(np.unique(np.array(picture))) <= {0, 3, 7, 9}
 
 
+def test_the_colours_of_a_palette(folder):
+    own = Image.new("P", (2, 2))
+    own.putpalette([9, 8, 7, 60, 50, 40, 1, 2, 3, 200, 100, 0])
+    own.save(folder / "own.png")
+    given = {"images": "images/0000.png", "scores": "scores/0000.npy", "out": "a.png"}
+    for words, result in (({}, folder / "out/0000.png"), (given, folder / "a.png")):
+        succeeds(run(folder, "--palette", folder / "own.png", "--classes", 4, **words))
+        with Image.open(result) as picture:
+            assert picture.getpalette()[:9] == [9, 8, 7, 60, 50, 40, 1, 2, 3]
+    fails(
+        1, r"palette .*0000\.png: mode is RGB, should be palette", run(folder, "--palette", folder / "images/0000.png")
+    )
+
+
 # -------------------------------------------------------------------------------------------------- several machines
 
 

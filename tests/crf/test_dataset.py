@@ -511,9 +511,7 @@ def test_values_of_true_labels(folder):
     for name in names(6):
         labels = pictures.read_labels(folder / f"labels/{name}.png")
         pictures.save_labels(folder / f"labels/{name}.png", labels + 10)
-    from deeplab_fast.pictures import LabelValues
-
-    values = LabelValues.parse("10:0,11:1,12:2,13:ignore")
+    values = "10:0,11:1,12:2,13:ignore"
     result = refine(folder, "valued", labels=folder / "labels", values=values, classes=CLASSES)
     assert result.failed == {}
     np.testing.assert_array_equal(result.counts_after[:3], plain.counts_after[:3])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from deeplab_fast.crf.inputs import UNSURE, Reading
 from deeplab_fast.crf.parameters import CRFParameters, parameters
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.measures import Scores, scores_of
+from deeplab_fast.pictures import LabelValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def refine_dataset(
     background: float | None = None,
     gt_prob: float | None = None,
     unsure: Iterable[int] = (),
-    values: Any = None,
+    values: str | LabelValues | None = None,
     save_probabilities: bool = False,
     overlay: bool = False,
     palette: NDArray[np.uint8] | None = None,
@@ -147,6 +148,7 @@ def refine_dataset(
         DestinationError, OSError: for an output that cannot or must not be written.
         RuntimeError: if no worker process can be started.
     """
+    values = LabelValues.parse(values) if isinstance(values, str) else values
     how = Reading(kind, layout, key, classes, gt_prob, tuple(unsure), values, keys, background)
     examine = compare is not None or labels is not None
     todo = Work(Path(out), parameters(params), how, save_probabilities, overlay, examine, palette, threads)
