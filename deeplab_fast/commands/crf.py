@@ -180,7 +180,7 @@ def crf_command(
             "root": root, "jobs": jobs, "memory": memory, "skip_existing": skip_existing,
             "skip_missing": skip_missing, "shard": shard, "labels": labels, "compare": compare,
         }  # fmt: skip
-        if crf_set.is_set(images):
+        if crf_set.is_set(images, scores):
             if overlay_to is not None:
                 raise WrongUse(f"--overlay-to belongs to one photo, {images} is a data set: --overlay")
             crf_set.refine(

@@ -46,19 +46,22 @@ class Request:
     compare: bool = False
 
 
-def is_set(images: Path) -> bool:
-    """Whether a path stands for a data set, not for a photo."""
+def is_set(images: Path, scores: Path | None) -> bool:
+    """Whether paths stand for a data set, not for a photo and its scores."""
     from deeplab_fast.crf import dataset
 
-    return dataset.is_several(images)
+    missing = not images.exists() and scores is not None and scores.is_dir()  # a folder, with a slip in its name
+    return missing or dataset.is_several(images)
 
 
 def refine(request: Request) -> None:
     """Refine a data set; exit code 1 if an image failed."""
-    from deeplab_fast import crf
+    from deeplab_fast import crf, pydensecrf
 
     if request.labels is not None:
         import matplotlib  # noqa: F401  # draws the report: whether it is there is not for the end of a long run
+    if request.jobs == 0 and request.threads is not None:
+        pydensecrf.set_num_threads(request.threads)
     how = request.how
     shard = _shard(request.shard)
     done = total = 0

@@ -27,10 +27,9 @@ MOST_PLAUSIBLE = 64
 GREY = 127  # at most four different labels of which one is as large as this are a mask in grey
 ADVICE = "--values says what each value means, as in --values 0:0,255:1"
 
-
 DEFAULT_GT_PROB = 0.7
 KINDS = (*scores.KINDS, "labels")
-KEYS = ("classes", "foreground")
+NUMBERINGS = ("classes", "foreground")
 MASK_KINDS = ("auto", "labels", "sigmoid")  # what a picture may be
 
 
@@ -69,7 +68,7 @@ class Reading:
         for name, word, words in (
             ("kind", self.kind, KINDS),
             ("layout", self.layout, scores.LAYOUTS),
-            ("keys", self.keys, KEYS),
+            ("keys", self.keys, NUMBERINGS),
         ):
             if word not in words:
                 raise ArgumentError(name, word, one_of(words))

@@ -142,6 +142,10 @@ def test_wrong_use_of_a_photo(folder):
     fails(2, "SCORES is missing", run(folder, images="images/0000.png", scores=None, out="b.png"))
 
 
+def test_a_folder_that_is_not_there(folder):
+    fails(1, r"images: folder not found: .*imagse", run(folder, images="imagse"))
+
+
 def test_other_parameters_need_another_folder(folder):
     succeeds(run(folder, "--jobs", 0))
     fails(1, r"with results of .*\(--no-skip-existing\)", run(folder, "--jobs", 0, "--preset", "psa"))

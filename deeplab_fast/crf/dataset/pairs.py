@@ -89,6 +89,8 @@ def find_pairs(
             given = _read_list(Path(images), Path(root or ""))
     else:
         given = [(Path(image), Path(one)) for image, one in images]
+        if not given:
+            raise ArgumentError("images", [], "at least one pair of paths")
     if given is None:
         photos = _found("images", images, IMAGE_ENDINGS, out)  # type: ignore[arg-type]  # pairs were taken above
         found = _names("images", *photos)

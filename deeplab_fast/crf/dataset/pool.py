@@ -75,7 +75,8 @@ class Pool:
                 if kind == worker.READY:
                     one.ready, self._failed_starts = True, 0
                 elif kind == worker.NEEDED:
-                    one.asked = content[1]
+                    # What killed a worker may have been a lack of memory: such an image gets all of it.
+                    one.asked = int(max(content[1], self.memory)) if one.alone else content[1]
                 else:
                     one.tasks.pop(0)
                     one.asked, one.granted = None, 0

@@ -137,7 +137,7 @@ def refine_dataset(
         compare: a web page to write, of the 24 images that changed most: before, after and truth side by side.
         shard: which part of the set to take: "3/16", or (3, 16), the third of sixteen.
         jobs: worker processes; default as many as there are processors; 0 for none, in this process.
-        threads: of each.
+        threads: of each worker process.
         memory: bytes that all workers together may take for images; default four fifths of what there is. An image that
             needs more is refined alone.
         progress: called with the images done and to be done, first with 0.
@@ -155,11 +155,14 @@ def refine_dataset(
     part = _shard(shard)
     jobs = _limits.processors() if jobs is None else jobs
     _check_numbers(jobs, threads, memory)
-    pairs = [pair for pair in find_pairs(images, scores, root=root, labels=labels, out=out) if part.has(pair.name)]
-    run = _Run(todo, pairs, part, jobs, memory, progress, note)
-    run.check([path for path in (images, scores, labels) if isinstance(path, (str, os.PathLike))], skip_existing)
-    if compare is not None:
-        files.check_destination(compare, new_folder=True)
+    started = time.time()
+    pairs = find_pairs(images, scores, root=root, labels=labels, out=out)
+    run = _Run(todo, [pair for pair in pairs if part.has(pair.name)], part, jobs, memory, progress, note)
+    run.check([path for path in (images, scores, labels) if isinstance(path, (str, os.PathLike))], compare)
+    if skip_existing:
+        record.check_settings(todo)
+    else:
+        record.remove_others(todo, [pair.name for pair in pairs], started)
     result = run.over(skip_existing, skip_missing)
     if compare is not None and result.changed:
         run.show(Path(compare), result)
@@ -208,7 +211,7 @@ class _Run:
         self._noted: set[str] = set()
         self._failed_written = 0.0
 
-    def check(self, given: list[PathLike], skip_existing: bool) -> None:
+    def check(self, given: list[PathLike], compare: PathLike | None) -> None:
         """Raise, before anything is written, if the results cannot or must not be written."""
         out = self.work.out
         read = [path for pair in self.pairs for path in (pair.image, pair.scores, pair.truth) if path is not None]
@@ -227,8 +230,8 @@ class _Run:
         links = [target for target in owners if target.is_symlink()]
         for target in links:  # what they lead to would be replaced
             files.check_destination(target, read)
-        if skip_existing:
-            record.check_settings(self.work)
+        if compare is not None:
+            files.check_destination(compare, folders, new_folder=True)
 
     def over(self, skip_existing: bool, skip_missing: bool) -> DatasetResult:
         """Refine what is left to do."""
@@ -340,9 +343,6 @@ def _counts_of(counts: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 
 def _here(pair: Pair, is_there: bool, todo: Work) -> Outcome:
     """An image's outcome, worked on in this process."""
-    from deeplab_fast import pydensecrf
-
-    pydensecrf.set_num_threads(todo.threads)
     try:
         return work.done(work.finish(work.load(pair, todo.how), todo, is_there=is_there))
     except Exception as error:
