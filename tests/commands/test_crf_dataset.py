@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from data_sets import make_set, names, written
 from PIL import Image
-from places import ROOT, with_path
+from places import with_path
 from typer.testing import CliRunner
 
 from deeplab_fast.commands import app
@@ -244,7 +244,7 @@ def with_crashes(folder, custom):
     (folder / "script.py").write_text(SCRIPT)
     return subprocess.run(
         [sys.executable, str(folder / "script.py"), str(folder)],
-        env=with_path(folder, ROOT), capture_output=True, text=True, timeout=120,
+        env=with_path(folder), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
@@ -298,7 +298,5 @@ def test_the_command_and_its_workers_import_no_torch(folder):
         "crf.refine_dataset(*(sys.argv[1] + one for one in ('/images', '/scores', '/out')), jobs=0)\n"
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 from data_sets import make_set, names, written
-from places import ROOT
 
 TIMEOUT = 120.0
 
@@ -22,7 +21,7 @@ def command(root: Path, out: str, *options: str) -> subprocess.Popen[str]:
     words = ["crf", str(root / "images"), str(root / "scores"), "-o", str(root / out), "--jobs", "2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "deeplab_fast", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
