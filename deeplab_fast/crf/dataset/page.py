@@ -70,7 +70,7 @@ def write_page(
 
 
 def _head(count: int, changed: Mapping[str, float], todo: Work, before: Scores | None, after: Scores | None) -> str:
-    params = ", ".join(f"{name} {value:g}" for name, value in vars(todo.params).items() if not isinstance(value, tuple))
+    params = ", ".join(f"{name} {value}" for name, value in vars(todo.params).items())
     share = 100 * sum(changed.values()) / max(len(changed), 1)
     on_average = f"on average {share:.1f} % of an image's pixels did"
     lines = [f"<p>Of {len(changed)} images the {count} that changed most; {on_average}.</p>"]
