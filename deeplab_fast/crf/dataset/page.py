@@ -35,7 +35,8 @@ section { border-top: 1px solid var(--line); padding: 1rem 0; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .6rem; margin-top: .5rem; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border-radius: 3px; }
 figcaption { font-size: .85rem; opacity: .7; padding-bottom: .2rem; }
-.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 .9em; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 .9em;
+  box-shadow: 0 0 0 1px #8888; }
 .up { color: rgb(46, 160, 67); } .down { color: rgb(218, 54, 51); }
 """
 

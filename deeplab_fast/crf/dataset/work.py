@@ -95,7 +95,7 @@ class Loaded:
     truth: NDArray[np.int64] | None
 
     def bytes_needed(self, how: Reading) -> int:
-        """About the most that refining it takes, without what its process needs anyway."""
+        """About the most that refining it takes, and one like it that is read ahead; what its process needs is not in."""
         pixels = self.photo.shape[0] * self.photo.shape[1]
         array = self.stored.array
         if self.stored.keys is not None:
@@ -105,7 +105,7 @@ class Loaded:
             classes = how.classes or int(known.max(initial=0)) + 1
         else:
             classes = array.shape[-1 if how.layout == "hwk" else -3] if array.ndim > 2 else 2
-        return int(pixels * (PIXEL_BYTES + SCORE_BYTES * classes))
+        return int(pixels * (PIXEL_BYTES + SCORE_BYTES * classes)) + self.photo.nbytes + array.nbytes
 
 
 def load(pair: Pair, how: Reading) -> Loaded:
