@@ -95,7 +95,7 @@ class Loaded:
     truth: NDArray[np.int64] | None
 
     def bytes_needed(self, how: Reading) -> int:
-        """About the most that refining it takes, and one like it that is read ahead; what its process needs is not in."""
+        """About the most that refining it takes, with one like it read ahead, beside what its process needs anyway."""
         pixels = self.photo.shape[0] * self.photo.shape[1]
         array = self.stored.array
         if self.stored.keys is not None:
