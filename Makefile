@@ -4,7 +4,8 @@ TORCH ?= torch==2.13.0
 CUDA_TORCH ?= torch==2.14.1
 PYTHON310 ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python; do \
   "$$python" --version >/dev/null 2>&1 && echo "$$python" && break; done)
-LOWEST_TESTS ?= commands/test_cli.py commands/test_cli_errors.py package/test_pictures.py data/test_label_values.py crf/test_refine.py \
+LOWEST_TESTS ?= commands/test_cli.py commands/test_cli_errors.py commands/test_crf_dataset.py package/test_pictures.py \
+  package/test_stored_scores.py package/test_examples.py data/test_label_values.py crf/test_refine.py crf/test_dataset*.py \
   drop_in/test_pydensecrf_*.py
 LOWEST_TORCH_TESTS ?= commands/test_cli_system*.py package/test_config.py data models/test_models.py models/test_weights.py models/test_caffe.py \
   evaluation/test_evaluation*.py evaluation/test_metrics.py training/test_training_recipe.py convolution/test_a*.py lattice \

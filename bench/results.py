@@ -69,9 +69,9 @@ class Run:
 
     def times_better(self, measurement: Measurement, of: Callable[[Measurement], float]) -> float:
         """The peer's figure divided by this one's, above 1 where this is faster or smaller; NaN without a peer."""
-        same = (measurement.case, measurement.device, measurement.stage, measurement.peer)
+        same = (measurement.case, measurement.device, measurement.stage, measurement.peer, measurement.unit)
         for other in self.measurements:
-            if (other.case, other.device, other.stage, other.backend) == same:
+            if (other.case, other.device, other.stage, other.backend, other.unit) == same:
                 return of(other) / of(measurement)
         return math.nan
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ TRAIN_PACKAGES = {
     "google": "protobuf",
     "google.protobuf": "protobuf",
 }
+
+LINE_SECONDS = 10.0  # between lines that tell of progress
 
 
 class WrongUse(Exception):
@@ -202,33 +205,63 @@ def spinner(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(text: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where stderr is a terminal; gives what to call with the number done and the number of all.
 
-    Of the processes that torchrun started, the first shows it.
+    With a unit, such as "images", it shows how many of them are done a second, and where stderr is no terminal prints
+    a line now and then instead. Of the processes that torchrun started, the first shows it.
     """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )
+    ]
     console = Console(stderr=True)
     # Elsewhere a bar that is disabled still prints an empty line, in older versions of rich.
-    if not console.is_terminal or not is_first_process():
-        yield lambda done, total: None
+    if not console.is_terminal or (not unit and not is_first_process()):
+        yield _lines(text, unit) if unit else lambda done, total: None
         return
+    if unit:
+        columns.insert(3, TextColumn("{task.fields[rate]}"))
+    start = time.monotonic()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(text, total=None, rate="")
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, rate=_rate(done, start, unit))
+
+        yield show
+
+
+def _rate(done: int, start: float, unit: str) -> str:
+    return f"{done / max(time.monotonic() - start, 1e-9):.1f} {unit}/s"
+
+
+def _lines(text: str, unit: str) -> Callable[[int, int], None]:
+    """What prints a line, at most every LINE_SECONDS and in the end."""
+    start = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == 0 or (now - last < LINE_SECONDS and done < total):
+            return
+        last = now
+        minutes, seconds = divmod(round((total - done) * (now - start) / done), 60)
+        left = f", {minutes}:{seconds:02} left" if done < total else ""
+        typer.echo(f"{text}: {done} of {total}, {_rate(done, start, unit)}{left}", err=True)
+
+    return show

@@ -1,64 +1,68 @@
-"""``deeplab-fast crf``."""
+"""``deeplab-fast crf``: of a photo, or of a data set."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deeplab_fast.commands.common import (
-    WrongOption,
-    WrongUse,
-    note,
-    option_errors,
-    reported,
-    spinner,
-    warnings_as_notes,
+from deeplab_fast.commands import crf_photo, crf_set
+from deeplab_fast.commands.common import WrongOption, WrongUse, option_errors, reported, warnings_as_notes
+from deeplab_fast.commands.options import (
+    CRF,
+    LABELS,
+    SET,
+    Background,
+    Debug,
+    Key,
+    Keys,
+    Kind,
+    Layout,
+    Palette,
+    Values,
+    check_scores_options,
+    parsed_values,
 )
-from deeplab_fast.commands.options import LABELS, Debug, Key, Kind, Layout, Values, check_scores_options, parsed_values
-from deeplab_fast.errors import at
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from deeplab_fast.crf import CRFParameters
-    from deeplab_fast.crf.inputs import CRFInput
-    from deeplab_fast.pictures.label_values import LabelValues
 
-DEFAULT_GT_PROB = 0.7
-CRF = "CRF parameters"  # heading of options in --help
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """Options that only labels have; as here, if they were not given."""
-
-    gt_prob: float | None = None
-    unsure: Sequence[int] = ()
-    values: LabelValues | None = None
+DEFAULT_GT_PROB = 0.7  # as `deeplab_fast.crf.inputs.DEFAULT_GT_PROB`, which --help does not wait for
 
 
 def crf_command(
-    image: Annotated[Path, typer.Argument(help="The photo.", show_default=False, readable=False)],
-    input: Annotated[
+    images: Annotated[
         Path,
         typer.Argument(
-            help="Scores: .npy or .npz, K×H×W, logits or probabilities, as large as the photo or smaller; "
-            "or labels: a palette or grey picture, 255 meaning unsure unless --values says otherwise.",
+            help="A photo; or a data set: a folder, a pattern in quotes ('data/*/images/*.jpg'), or a list, a .txt "
+            "with an image and its scores a line.",
             show_default=False,
             readable=False,  # files are checked where they are read, which also says what they were for
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="Result, a palette PNG in the VOC colours.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Result, a palette PNG in the VOC colours; of a data set the folder for them.",
+            show_default=False,
+        ),
     ],
+    scores: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Its scores: .npy, .npz, .pt or .safetensors, K×H×W, logits or probabilities, as large as the photo "
+            "or smaller; or labels: a palette or grey picture, 255 meaning unsure unless --values says otherwise. Of a "
+            "data set a folder or a pattern of such files, with the images' names; of a list that names them, nothing.",
+            show_default=False,
+            readable=False,
+        ),
+    ] = None,
     preset: Annotated[
         str, typer.Option(rich_help_panel=CRF, help="CRF parameters: deeplab, irn, psa or afa.")
     ] = "deeplab",
@@ -77,6 +81,8 @@ def crf_command(
     kind: Kind = "auto",
     layout: Layout = "auto",
     key: Key = None,
+    keys: Keys = "classes",
+    background: Background = None,
     values: Values = None,
     gt_prob: Annotated[
         float | None,
@@ -93,37 +99,106 @@ def crf_command(
         bool,
         typer.Option(
             "--overlay",
-            help="Also write photo, input and result side by side, beside the result: OUT-overlay.png.",
+            help="Also write photo, input and result side by side, beside the result: OUT-overlay.png; of a data set "
+            "NAME-overlay.jpg.",
         ),
     ] = False,
     overlay_to: Annotated[
-        Path | None, typer.Option("--overlay-to", help="Also write them, to this file.", show_default=False)
+        Path | None,
+        typer.Option("--overlay-to", help="Also write them, to this file (of one photo).", show_default=False),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
+    save_probabilities: Annotated[
+        bool,
+        typer.Option("--save-probabilities", help="Also write the probabilities, float16, beside the result, as .npz."),
+    ] = False,
+    palette: Palette = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads (default: all processors; of a data set 1 in each process).")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(rich_help_panel=SET, help="Folder that paths in a list are relative to.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(rich_help_panel=SET, help="Worker processes (default: as many as processors).")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SET, help="GB that all of them may take (default: four fifths of what is free)."),
+    ] = None,
+    skip_existing: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-existing/--no-skip-existing",
+            rich_help_panel=SET,
+            help="Leave out images whose results are there, which are whole (default), or make them anew.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_missing: Annotated[
+        bool,
+        typer.Option("--skip-missing", rich_help_panel=SET, help="Leave out images without scores, and count them."),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SET,
+            help="Part of the set to do: 3/16 is the third of sixteen (default: as torchrun or Slurm say, or all).",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=SET, help="Folder of true labels: scores before and after are counted."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", rich_help_panel=SET, help="Show the images that changed most, before and after, as a web page."
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Refine a photo's class scores, or rough labels, with a fully connected CRF."""
-    with reported("crf", debug), warnings_as_notes():
+    """Refine class scores, or rough labels, with a fully connected CRF: of a photo, or of a data set."""
+    with reported("crf", debug), warnings_as_notes(), input_errors():
         overrides = {
             "pos_w": pos_w, "pos_xy_std": pos_xy_std, "bi_w": bi_w, "bi_xy_std": bi_xy_std,
             "bi_rgb_std": bi_rgb_std, "iterations": iterations,
         }  # fmt: skip
         params = _parameters(preset, overrides)
         check_scores_options(kind, layout, labels=True)
-        _check_options(gt_prob, classes, threads)
-        if overlay_to is None and overlay:
-            overlay_to = out.with_name(f"{out.stem}-overlay.png")
-        _check_outputs([image, input], out, overlay_to)
         from deeplab_fast import pictures
+        from deeplab_fast.crf.inputs import Reading
 
-        photo = pictures.read_image(image)
-        of_labels = LabelOptions(gt_prob, tuple(unsure or ()), parsed_values(values))
-        given = _read_input(input, photo.shape[:2], kind, layout, key, classes, of_labels)
-        for text in given.notes:
-            note(text)
-        labels, seconds = _refine(photo, given.prob, params, threads)
-        _write(photo, given, labels, out, overlay_to)
-        _report(given, labels, seconds, [out, overlay_to])
+        if threads is not None and threads < 1:
+            raise WrongOption("--threads", threads, "at least 1")
+        with option_errors("--classes", "--gt-prob", "--keys", "--background"):
+            how = Reading(
+                kind, layout, key, classes, gt_prob, tuple(unsure or ()), parsed_values(values), keys, background
+            )
+        colours = None if palette is None else pictures.read_palette(palette)
+        of_set: dict[str, Any] = {
+            "root": root, "jobs": jobs, "memory": memory, "skip_existing": skip_existing,
+            "skip_missing": skip_missing, "shard": shard, "labels": labels, "compare": compare,
+        }  # fmt: skip
+        if crf_set.is_set(images, scores):
+            if overlay_to is not None:
+                raise WrongUse(f"--overlay-to belongs to one photo, {images} is a data set: --overlay")
+            crf_set.refine(
+                crf_set.Request(
+                    images, scores, out, params, how, overlay, save_probabilities, threads, colours, **of_set
+                )
+            )
+            return
+        given = [f"--{name.replace('_', '-')}" for name, value in of_set.items() if value not in (None, False)]
+        if given:
+            raise WrongUse(f"{given[0]} belongs to a data set, {images} is none: a folder, a pattern or a list")
+        if scores is None:
+            raise WrongUse(f"SCORES is missing: the scores, or rough labels, of {images}")
+        crf_photo.refine(
+            crf_photo.Request(
+                images, scores, out, params, how, overlay, overlay_to, save_probabilities, threads, colours
+            )
+        )
 
 
 def _parameters(preset: str, overrides: dict[str, Any]) -> CRFParameters:
@@ -133,133 +208,13 @@ def _parameters(preset: str, overrides: dict[str, Any]) -> CRFParameters:
         return crf.parameters(preset, **overrides)
 
 
-def _check_options(gt_prob: float | None, classes: int | None, threads: int | None) -> None:
-    if gt_prob is not None and not 0 < gt_prob < 1:
-        raise WrongOption("--gt-prob", gt_prob, "strictly between 0 and 1")
-    if classes is not None and not 1 <= classes <= 256:
-        raise WrongOption("--classes", classes, "1 to 256")
-    if threads is not None and threads < 1:
-        raise WrongOption("--threads", threads, "at least 1")
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Say errors about how scores are read of the options that say it; that one does not apply is wrong use."""
+    from deeplab_fast.crf.inputs import Inapplicable
 
-
-def _check_outputs(inputs: list[Path], out: Path, overlay_to: Path | None) -> None:
-    """Refuse, before anything is computed, destinations that cannot work or would overwrite an input."""
-    from deeplab_fast import files, pictures
-
-    if out.suffix.lower() != ".png":
-        raise WrongOption("--out", str(out), "a name that ends in .png")
-    if overlay_to is not None:
-        with option_errors(path="--overlay-to"):
-            pictures.picture_format(overlay_to)
-        if overlay_to.resolve() == out.resolve():
-            raise WrongOption("--overlay-to", str(overlay_to), "another file than --out")
-    for path in filter(None, (out, overlay_to)):
-        files.check_destination(path, inputs)
-
-
-def _read_input(
-    path: Path,
-    size: tuple[int, int],
-    kind: str,
-    layout: str,
-    key: str | None,
-    classes: int | None,
-    of_labels: LabelOptions,
-) -> CRFInput:
-    """Read scores or labels, whichever the file holds; whole numbers in one channel are labels."""
-    from deeplab_fast import pictures, scores
-    from deeplab_fast.crf import inputs
-
-    if path.suffix.lower() in scores.ARRAY_ENDINGS:
-        with option_errors("--key"):
-            array = scores.read_array(path, key)
-        is_labels = kind == "labels" or (kind == "auto" and inputs.is_label_map(array))
-    else:
-        if key is not None:
-            raise WrongUse("--key belongs to a .npz file, the input is a picture")
-        if kind in ("logits", "probabilities"):
-            raise WrongUse(f"--kind {kind} belongs to scores, the input is a picture: labels, or sigmoid")
-        is_labels = kind != "sigmoid"
-        array = (
-            pictures.read_labels(path, lossy=of_labels.values is not None) if is_labels else pictures.read_grey(path)
-        )
-    try:
-        if is_labels:
-            if layout != "auto":
-                raise WrongUse("--layout belongs to scores, the input is labels")
-            gt_prob = DEFAULT_GT_PROB if of_labels.gt_prob is None else of_labels.gt_prob
-            labels = inputs.label_map(array)
-            return inputs.from_labels(labels, size, classes, gt_prob, of_labels.unsure, of_labels.values)
-        if of_labels != LabelOptions():
-            raise WrongUse("--gt-prob, --unsure and --values belong to labels, the input is scores")
-        found = scores.as_scores(array, size, kind=kind, layout=layout, classes=classes)
-    except (TypeError, ValueError) as error:
-        raise at(path, error) from error
-    return inputs.from_scores(found, size)
-
-
-def _refine(
-    photo: NDArray[np.uint8], prob: NDArray[np.float32], params: CRFParameters, threads: int | None
-) -> tuple[NDArray[np.int64], dict[str, float]]:
-    """Labels (H, W) after inference, and the seconds that building and inference took."""
-    from deeplab_fast import crf, pydensecrf
-
-    if threads is not None:
-        pydensecrf.set_num_threads(threads)
-    start = time.perf_counter()
-    with spinner("Building the lattices"):
-        built = crf.build(photo, prob, params)
-    middle = time.perf_counter()
-    with spinner(f"Inference, {params.iterations} iterations"):
-        Q = built.infer()
-    end = time.perf_counter()
-    return Q.argmax(axis=0), {"build": middle - start, "inference": end - middle}
-
-
-def _write(
-    photo: NDArray[np.uint8], given: CRFInput, labels: NDArray[np.int64], out: Path, overlay_to: Path | None
-) -> None:
-    """Write the result, and the panel if one is wanted: both or neither."""
-    from deeplab_fast import files, pictures
-
-    writers = {out: pictures.labels_writer(labels, out)}
-    if overlay_to is not None:
-        before = given.before % 256  # unsure, -1, becomes 255
-        shown = [photo, pictures.overlay(photo, before), pictures.overlay(photo, labels)]
-        panel = pictures.panel(shown, ["photo", "input", "result"])
-        writers[overlay_to] = pictures.picture_writer(panel, overlay_to)
-    files.atomic_write_all(writers)
-
-
-def _report(given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float], written: list[Path | None]) -> None:
-    """Print what changed, class by class, and the time."""
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from deeplab_fast import pictures, pydensecrf
-    from deeplab_fast.crf import inputs
-
-    palette = pictures.voc_palette()
-    table = Table("class", box=None, pad_edge=False)
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
-    for k in np.union1d(given.before, labels):
-        before, after = int((given.before == k).sum()), int((labels == k).sum())
-        if k == inputs.UNSURE:
-            table.add_row("unsure", f"{before:,}", "–", f"{-before:+,}")
-            continue
-        red, green, blue = palette[k]
-        name = Text.assemble(("■ ", f"rgb({red},{green},{blue})"), str(k))
-        table.add_row(name, f"{before:,}", f"{after:,}", f"{after - before:+,}")
-    Console().print(table)
-    labelled = given.before != inputs.UNSURE
-    count, of = int((given.before != labels)[labelled].sum()), int(labelled.sum())
-    decided = f", {labels.size - of:,} unsure ones were decided" if of < labels.size else ""
-    typer.echo(f"{count:,} of {of:,} pixels changed ({100 * count / of:.1f} %){decided}")
-    total = sum(seconds.values())
-    parts = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
-    threads = pydensecrf.get_num_threads()
-    typer.echo(f"{1000 * total:.0f} ms: {parts}; {threads} thread{'s' if threads > 1 else ''}")
-    typer.echo("written: " + ", ".join(str(path) for path in written if path is not None))
+    with option_errors("--key", "--jobs", "--shard", "--memory", "--root"):
+        try:
+            yield
+        except Inapplicable as error:
+            raise WrongUse(str(error)) from error

@@ -34,7 +34,7 @@ Values = Annotated[str | None, typer.Option(help="Values to try, separated by co
 def crf_eval_command(
     config: Config,
     logits: Annotated[
-        Path, typer.Option(help="Folder of scores, as eval --save-logits writes: NAME.npy.", show_default=False)
+        Path, typer.Option(help="Folder of scores, as eval --save-scores writes: NAME.npz.", show_default=False)
     ],
     set: Set = None,
     pos_w: Values = None,

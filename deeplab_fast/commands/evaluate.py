@@ -17,7 +17,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.options import Config, Crf, Debug, Device, Set, Tile, WeightsKey
+from deeplab_fast.commands.options import Config, Crf, Debug, Device, SaveScores, Set, Tile, WeightsKey
 
 if TYPE_CHECKING:
     from deeplab_fast.config import Config as Entries
@@ -42,7 +42,10 @@ def evaluate_command(
     save_png: Annotated[
         Path | None, typer.Option(help="Folder for the labels as palette PNGs, as the VOC server wants them.")
     ] = None,
-    save_logits: Annotated[Path | None, typer.Option(help="Folder for the scores, for crf-eval.")] = None,
+    save_scores: SaveScores = None,
+    save_logits: Annotated[
+        Path | None, typer.Option(help="The same as NAME.npy, which is larger.", show_default=False)
+    ] = None,
     tile: Tile = None,
     device: Device = None,
     debug: Debug = False,
@@ -60,7 +63,8 @@ def evaluate_command(
         dataset = build.make_dataset(read.data, read.data.val if split is None else split)
         weights = weights or trained(read)
         inputs = build.inputs_of(read, [dataset], config, weights)
-        for folder in filter(None, (save_png, save_logits)):
+        folders = [folder for folder in (save_png, save_scores, save_logits) if folder is not None]
+        for folder in folders:
             files.check_folder(folder, inputs)  # each file in them is checked before it starts
         for name in (PLAIN, *[WITH_CRF] * crf):
             for path in evaluation.report.report_files(out or read.output, name):
@@ -76,6 +80,7 @@ def evaluate_command(
                 batch_size=read.evaluation.batch_size,
                 workers=read.evaluation.workers,
                 save_png=save_png,
+                save_scores=save_scores,
                 save_logits=save_logits,
                 progress=progress,
                 rank=group.rank,
@@ -83,7 +88,7 @@ def evaluate_command(
                 on_problem=read.data.on_error,
             )
         if is_first_process():
-            _report(result, list(dataset.classes), out or read.output, [save_png, save_logits])
+            _report(result, list(dataset.classes), out or read.output, folders)
 
 
 def trained(config: Entries) -> Path:
@@ -96,7 +101,7 @@ def trained(config: Entries) -> Path:
     raise WrongUse(f"--weights is missing, and {config.output} has neither {BEST} nor {LAST}")
 
 
-def _report(result: EvaluationResult, classes: list[str], folder: Path, others: list[Path | None]) -> None:
+def _report(result: EvaluationResult, classes: list[str], folder: Path, others: list[Path]) -> None:
     from rich.console import Console
 
     from deeplab_fast.evaluation import report
@@ -113,4 +118,4 @@ def _report(result: EvaluationResult, classes: list[str], folder: Path, others: 
     typer.echo(f"{result.images} images in {result.seconds:.1f} s, {result.images / result.seconds:.2f} a second")
     for problem in result.problems:
         typer.echo(f"left out: {problem}", err=True)
-    typer.echo("written: " + ", ".join(str(path) for path in [*written, *others] if path is not None))
+    typer.echo("written: " + ", ".join(map(str, [*written, *others])))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deeplab_fast.pictures.label_values import LabelValues
 
 # Headings of the options in --help.
-SCORES, LABELS = "Scores", "Labels"
+SCORES, LABELS, CRF, SET = "Scores", "Labels", "CRF parameters", "Data sets"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Config = Annotated[
@@ -26,6 +26,17 @@ Set = Annotated[
 ]
 WeightsKey = Annotated[
     str | None, typer.Option("--key", help="Which weights, where the file holds several: ema or student, say.")
+]
+Palette = Annotated[
+    Path | None,
+    typer.Option(help="A palette picture, whose colours the results get (default: VOC's).", show_default=False),
+]
+SaveScores = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the network's scores, NAME.npz, at its own size and in float16, for crf and crf-eval.",
+        show_default=False,
+    ),
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
 Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
@@ -45,7 +56,19 @@ Layout = Annotated[
     ),
 ]
 Key = Annotated[
-    str | None, typer.Option(rich_help_panel=SCORES, help="Name of the array in a .npz that holds several.")
+    str | None, typer.Option(rich_help_panel=SCORES, help="Name of the array in a file that holds several.")
+]
+Keys = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=SCORES,
+        help="What the numbers beside the maps of some classes are: classes (theirs) or foreground (less 1, as IRN's "
+        "and psa's; class 0 is the background).",
+    ),
+]
+Background = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=SCORES, help="Score of class 0, where there are maps of other classes only."),
 ]
 Values = Annotated[
     str | None,

@@ -15,7 +15,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.options import Crf, Debug, Device, Tile, WeightsKey
+from deeplab_fast.commands.options import Crf, Debug, Device, SaveScores, Tile, WeightsKey
 
 
 def predict_command(
@@ -30,6 +30,7 @@ def predict_command(
     key: WeightsKey = None,
     crf: Crf = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write photo, labels and both together.")] = False,
+    save_scores: SaveScores = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos of equal shape to predict at once.")] = 1,
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Go on without photos that cannot be read, and list them.")
@@ -54,6 +55,7 @@ def predict_command(
                 paths,
                 out,
                 overlay=overlay,
+                save_scores=save_scores,
                 palette=loaded.palette,
                 batch_size=batch_size,
                 on_error="skip" if skip_errors else "raise",
@@ -62,5 +64,7 @@ def predict_command(
         for path, problem in result.problems:
             typer.echo(f"left out: {path}: {problem}", err=True)
         typer.echo(f"{result.images} of {len(paths)} photos labelled in {result.seconds:.1f} s, written to {out}")
+        if save_scores is not None:
+            typer.echo(f"scores written to {save_scores}")
         if result.images == 0:
             raise ValueError("no photo could be labelled")

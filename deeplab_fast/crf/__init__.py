@@ -7,6 +7,7 @@ mean-field inference, algorithm 1. Presets are parameter sets that well-known se
 
 from __future__ import annotations
 
+from deeplab_fast.crf.dataset import DatasetResult, refine_dataset
 from deeplab_fast.crf.parameters import PRESETS, CRFParameters, parameters
 from deeplab_fast.crf.refining import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels, refine
 from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_kind
@@ -16,12 +17,14 @@ __all__ = [
     "PRESETS",
     "BuiltCRF",
     "CRFParameters",
+    "DatasetResult",
     "build",
     "densecrf",
     "parameters",
     "probabilities_from_labels",
     "probabilities_from_scores",
     "refine",
+    "refine_dataset",
     "resize_scores",
     "score_kind",
 ]

@@ -1,28 +1,54 @@
 """Prediction with a segmentation network, its scores, their report, and the search for CRF parameters.
 
-Beside what is named here: `crf_search.search`, `report.write_report`.
+Beside what is named here: `crf_search.search`, `report.write_report`. The report, and importing this, need no torch.
 """
 
 from __future__ import annotations
 
-from deeplab_fast.evaluation import crf_search, report
-from deeplab_fast.evaluation.crf_search import SearchResult
-from deeplab_fast.evaluation.evaluating import EvaluationResult, evaluate
-from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
-from deeplab_fast.evaluation.predicting import PredictionResult, collect_images, predict
-from deeplab_fast.evaluation.predictor import Prediction, Predictor
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ConfusionMatrix",
-    "EvaluationResult",
-    "Prediction",
-    "PredictionResult",
-    "Predictor",
-    "Scores",
-    "SearchResult",
-    "collect_images",
-    "crf_search",
-    "evaluate",
-    "predict",
-    "report",
-]
+# name -> module that has it
+_LAZY = {
+    "ConfusionMatrix": "metrics",
+    "EvaluationResult": "evaluating",
+    "Prediction": "predictor",
+    "PredictionResult": "predicting",
+    "Predictor": "predictor",
+    "Scores": "metrics",
+    "SearchResult": "crf_search",
+    "collect_images": "predicting",
+    "evaluate": "evaluating",
+    "predict": "predicting",
+}
+_MODULES = ("crf_search", "report")
+
+__all__ = [*_LAZY, *_MODULES]
+
+if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as X` marks what is exported
+    from deeplab_fast.evaluation import crf_search as crf_search
+    from deeplab_fast.evaluation import report as report
+    from deeplab_fast.evaluation.crf_search import SearchResult as SearchResult
+    from deeplab_fast.evaluation.evaluating import EvaluationResult as EvaluationResult
+    from deeplab_fast.evaluation.evaluating import evaluate as evaluate
+    from deeplab_fast.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
+    from deeplab_fast.evaluation.metrics import Scores as Scores
+    from deeplab_fast.evaluation.predicting import PredictionResult as PredictionResult
+    from deeplab_fast.evaluation.predicting import collect_images as collect_images
+    from deeplab_fast.evaluation.predicting import predict as predict
+    from deeplab_fast.evaluation.predictor import Prediction as Prediction
+    from deeplab_fast.evaluation.predictor import Predictor as Predictor
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

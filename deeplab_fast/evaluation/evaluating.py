@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deeplab_fast import files, pictures
+from deeplab_fast import files, pictures, scores
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.metrics import ConfusionMatrix
@@ -23,7 +23,7 @@ from deeplab_fast.evaluation.predictor import NotFiniteError, Prediction, Predic
 __all__ = ["EvaluationResult", "evaluate"]
 
 Progress = Callable[[int, int], None]
-PNG, NPY = ".png", ".npy"  # endings of what is saved
+PNG, NPY, NPZ = ".png", ".npy", ".npz"  # endings of what is saved
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def evaluate(
     *,
     batch_size: int = 1,
     save_png: Path | None = None,
+    save_scores: Path | None = None,
     save_logits: Path | None = None,
     logits_dtype: type[np.floating] = np.float16,
     with_crf: bool | None = None,
@@ -70,8 +71,10 @@ def evaluate(
         batch_size: images of equal shape to predict at once.
         save_png: folder for `{name}.png`, the labels (after the CRF, where there is one) in the set's palette; none
             that the set is read from.
-        save_logits: folder for `{name}.npy`, the network's scores (K, h, w), for :func:`crf_search.search`.
-        logits_dtype: of these files, np.float16 (then less each pixel's largest score) or np.float32.
+        save_scores: folder for `{name}.npz`, the network's scores (K, h, w) at its own size, float16; see
+            `deeplab_fast.scores.save_scores`. `crf_search.search` and `deeplab_fast.crf.refine_dataset` read them.
+        save_logits: folder for `{name}.npy`, the same, not compressed.
+        logits_dtype: of these `.npy`, np.float16 (then less each pixel's largest score) or np.float32.
         with_crf: scores after the CRF, too; default: if the predictor has one.
         progress: called with the images done and all images of this process.
         workers: processes that read ahead.
@@ -90,14 +93,15 @@ def evaluate(
         RuntimeError: if another process failed.
     """
     batching.check_batch_size(batch_size)
-    _check(predictor, dataset, save_png, save_logits, logits_dtype)
+    folders = {ending: Path(one) for ending, one in ((PNG, save_png), (NPZ, save_scores), (NPY, save_logits)) if one}
+    _check(predictor, dataset, folders, logits_dtype)
     if on_problem not in ("raise", "skip"):
         raise ArgumentError("on_problem", on_problem, "'raise' or 'skip'")
     _check_share(rank, world)
     with_crf = predictor.crf is not None if with_crf is None else with_crf
     if with_crf and predictor.crf is None:
         raise ArgumentError("with_crf", True, "False for a predictor without a CRF")
-    run = _Run(predictor, dataset, with_crf, save_png, save_logits, logits_dtype, on_problem == "skip", progress)
+    run = _Run(predictor, dataset, with_crf, folders, logits_dtype, on_problem == "skip", progress)
     start = time.perf_counter()
     failure: Exception | None = None
     try:
@@ -107,7 +111,7 @@ def evaluate(
     return run.result(time.perf_counter() - start, failure, world)
 
 
-def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | None, dtype: Any) -> None:
+def _check(predictor: Predictor, dataset: Any, folders: dict[str, Path], dtype: Any) -> None:
     """Raise for a set that does not go with the network or cannot be saved."""
     if dataset.num_classes != predictor.num_classes:
         wanted = f"{predictor.num_classes}, as the network's"
@@ -116,10 +120,10 @@ def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | 
         raise ArgumentError("dataset", 0, "at least 1", what="number of images")
     if np.dtype(dtype) not in (np.float16, np.float32):
         raise ArgumentError("logits_dtype", str(np.dtype(dtype)), "float16 or float32")
-    if png is not None and predictor.num_classes > 256:
+    if PNG in folders and predictor.num_classes > 256:
         wanted = "at most 256, what PNGs hold, to save them"
         raise ArgumentError("predictor", predictor.num_classes, wanted, what="number of classes")
-    if png is not None or logits is not None:
+    if folders:
         twice = [name for name, count in Counter(dataset.names).items() if count > 1]
         if twice:
             wanted = "there once: the files of both would be one"
@@ -129,10 +133,9 @@ def _check(predictor: Predictor, dataset: Any, png: Path | None, logits: Path | 
                 wanted = "that of a file inside the folder to save in"
                 raise ArgumentError("dataset", repr(name), wanted, what="name")
     inputs = files.Inputs(getattr(dataset, "inputs", list)())
-    for folder, ending in ((png, PNG), (logits, NPY)):
-        if folder is not None:
-            for name in dataset.names:
-                files.check_destination(Path(folder) / f"{name}{ending}", inputs, new_folder=True)
+    for ending, folder in folders.items():
+        for name in dataset.names:
+            files.check_destination(folder / f"{name}{ending}", inputs, new_folder=True)
 
 
 def _check_share(rank: int, world: int) -> None:
@@ -154,14 +157,13 @@ class _Run:
         predictor: Predictor,
         dataset: Any,
         with_crf: bool,
-        save_png: Path | None,
-        save_logits: Path | None,
+        folders: dict[str, Path],
         logits_dtype: type[np.floating],
         skip: bool,
         progress: Progress | None,
     ):
         self.predictor, self.dataset, self.with_crf = predictor, dataset, with_crf
-        self.save_png, self.save_logits, self.logits_dtype = save_png, save_logits, logits_dtype
+        self.folders, self.logits_dtype = folders, logits_dtype
         self.skip, self.progress = skip, progress
         self.matrix = ConfusionMatrix(predictor.num_classes, dataset.ignore_index)
         self.matrix_crf = ConfusionMatrix(predictor.num_classes, dataset.ignore_index) if with_crf else None
@@ -171,9 +173,8 @@ class _Run:
     def over(self, indices: range, batch_size: int, workers: int) -> None:
         """Predict, count and save the images of these numbers."""
         self.total = len(indices)
-        for folder in (self.save_png, self.save_logits):
-            if folder is not None:
-                Path(folder).mkdir(parents=True, exist_ok=True)
+        for folder in self.folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
         samples = self._samples(indices, workers)
         for batch in batching.same_key(samples, batch_size, lambda sample: sample.image.shape):
             for sample, prediction in zip(batch, self._predicted(batch), strict=True):
@@ -225,7 +226,7 @@ class _Run:
 
     def _predicted(self, batch: list[Any]) -> list[Prediction | None]:
         """A prediction for each; None for one that cannot be predicted, if that is to be gone on from."""
-        images, logits = [sample.image for sample in batch], self.save_logits is not None
+        images, logits = [sample.image for sample in batch], bool({NPZ, NPY} & self.folders.keys())
         try:
             return list(self.predictor.predict(images, crf=self.with_crf, before_crf=self.with_crf, logits=logits))
         except (MemoryError, NotFiniteError) as error:
@@ -243,14 +244,16 @@ class _Run:
             self.matrix_crf.update(sample.label, prediction.labels)
 
     def _save(self, name: str, prediction: Prediction) -> None:
-        if self.save_png is not None:
-            path = _inside(self.save_png, name, PNG)
-            pictures.save_labels(path, prediction.labels, self.dataset.palette)
-        if self.save_logits is not None:
-            if prediction.logits is None:
-                self.problems.append(f"{name}: its logits were not saved, for it was cut into tiles")
-            else:
-                save_logits(_inside(self.save_logits, name, NPY), prediction.logits, self.logits_dtype)
+        paths = {ending: _inside(folder, name, ending) for ending, folder in self.folders.items()}
+        if PNG in paths:
+            pictures.save_labels(paths[PNG], prediction.labels, self.dataset.palette)
+        if prediction.logits is not None:
+            if NPZ in paths:
+                scores.save_scores(paths[NPZ], prediction.logits)
+            if NPY in paths:
+                save_logits(paths[NPY], prediction.logits, self.logits_dtype)
+        elif NPZ in paths or NPY in paths:
+            self.problems.append(f"{name}: its scores were not saved, for it was cut into tiles")
 
     def result(self, seconds: float, failure: Exception | None, world: int) -> EvaluationResult:
         """What all processes counted; raises if this or another one failed."""
@@ -283,13 +286,8 @@ def _inside(folder: Path, name: str, ending: str) -> Path:
 
 
 def save_logits(path: Path, logits: NDArray[np.float32], dtype: type[np.floating]) -> None:
-    """Write logits (K, h, w) as `.npy`, whole or not at all.
-
-    For float16 each pixel's largest is subtracted first: large numbers would lose digits, or not fit. Neither labels
-    nor probabilities change by it, not even after bilinear upsampling, for it is the same in all classes.
-    """
-    if np.dtype(dtype) == np.float16:
-        logits = np.maximum(logits - logits.max(axis=0), np.finfo(np.float16).min)
+    """Write logits (K, h, w) as `.npy`, whole or not at all; in float16 as `deeplab_fast.scores.save_scores` does."""
+    saved = scores.half_logits(logits) if np.dtype(dtype) == np.float16 else logits.astype(dtype)
     buffer = io.BytesIO()
-    np.save(buffer, logits.astype(dtype), allow_pickle=False)
+    np.save(buffer, saved, allow_pickle=False)
     files.atomic_write(path, lambda file: file.write(buffer.getbuffer()))

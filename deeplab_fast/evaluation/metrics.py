@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,31 +9,9 @@ from torch import Tensor
 
 from deeplab_fast._arguments import shape_of
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
+from deeplab_fast.measures import Scores, scores_of
 
 __all__ = ["ConfusionMatrix", "Scores"]
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What a confusion matrix h, rows being the truth, says; all in 0..1. NaN where there is nothing to divide by.
-
-    The definitions are those of Long et al., "Fully Convolutional Networks", CVPR 2015, section 5.
-
-    Attributes:
-        pixel_accuracy: sum of h's diagonal / sum of h.
-        mean_accuracy: mean of `accuracy` over the classes that the truth has.
-        mean_iou: mean of `iou` over the classes that the truth has.
-        frequency_weighted_iou: `iou` weighted by the classes' share of the truth's pixels.
-        iou: float64 (K,), diagonal / (row + column - diagonal); NaN for classes that the truth does not have.
-        accuracy: float64 (K,), diagonal / row; NaN likewise.
-    """
-
-    pixel_accuracy: float
-    mean_accuracy: float
-    mean_iou: float
-    frequency_weighted_iou: float
-    iou: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
 
 
 class ConfusionMatrix:
@@ -122,23 +98,7 @@ class ConfusionMatrix:
 
     def scores(self) -> Scores:
         """The scores of what has been counted so far."""
-        counts = self.counts.cpu().numpy().astype(np.float64)
-        diagonal, truth, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-        present = truth > 0
-        if not present.any():
-            absent = np.full(self.num_classes, np.nan)
-            return Scores(np.nan, np.nan, np.nan, np.nan, absent, absent.copy())
-        # A class that is predicted but never true has an IoU of 0; like an absent one it is left out of the means.
-        iou = np.where(present, diagonal / np.maximum(truth + predicted - diagonal, 1), np.nan)
-        accuracy = np.where(present, diagonal / np.maximum(truth, 1), np.nan)
-        return Scores(
-            pixel_accuracy=float(diagonal.sum() / counts.sum()),
-            mean_accuracy=float(accuracy[present].mean()),
-            mean_iou=float(iou[present].mean()),
-            frequency_weighted_iou=float((truth[present] / counts.sum() * iou[present]).sum()),
-            iou=iou,
-            accuracy=accuracy,
-        )
+        return scores_of(self.counts.cpu().numpy())
 
 
 def _labels(name: str, labels: Tensor | NDArray) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_fast import files, pictures
+from deeplab_fast import files, pictures, scores
 from deeplab_fast.data.datasets import IMAGE_ENDINGS
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
-from deeplab_fast.evaluation.predictor import NotFiniteError, Predictor
+from deeplab_fast.evaluation.predictor import NotFiniteError, Prediction, Predictor
 
 __all__ = ["IMAGE_ENDINGS", "PredictionResult", "collect_images", "predict"]
 
 
 PathLike = str | os.PathLike[str]
+SCORES = ".npz"  # ending of saved scores
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def predict(
     out: PathLike,
     *,
     overlay: bool | Literal["png", "jpg"] = False,
+    save_scores: PathLike | None = None,
     palette: NDArray[np.uint8] | None = None,
     batch_size: int = 1,
     on_error: Literal["raise", "skip"] = "raise",
@@ -95,6 +98,8 @@ def predict(
         out: folder to write to; made if it is not there.
         overlay: also write photo, labels in colour and both on top of each other, side by side: True or "png" as PNG,
             "jpg" as JPEG.
+        save_scores: folder for `{stem}.npz`, the network's scores (K, h, w) at its own size, float16; see
+            `deeplab_fast.scores.save_scores`. `deeplab_fast.crf.refine_dataset` reads them.
         palette: uint8 (256, 3), default VOC's.
         batch_size: images of equal shape to predict at once.
         on_error: "skip" goes on without images that cannot be read or do not fit in memory, or for which the network
@@ -116,26 +121,33 @@ def predict(
         raise ArgumentError("predictor", predictor.num_classes, wanted, what="number of classes")
     images = collect_images(paths)
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    targets = _targets(images, Path(out), overlay, files.Inputs([*given, *images]))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    job = _Job(predictor, targets, pictures.voc_palette() if palette is None else palette, on_error == "skip", progress)
+    folder = None if save_scores is None else Path(save_scores)
+    targets = _targets(images, Path(out), overlay, folder, files.Inputs([*given, *images]))
+    for made in filter(None, (Path(out), folder)):
+        made.mkdir(parents=True, exist_ok=True)
+    palette = pictures.voc_palette() if palette is None else palette
+    job = _Job(predictor, targets, palette, folder is not None, on_error == "skip", progress)
     start = time.perf_counter()
     for batch in batching.same_key(job.photos(images), batch_size, lambda pair: pair[1].shape):
         job.handle(batch)
     return PredictionResult(job.written, job.predicted, time.perf_counter() - start, job.problems)
 
 
-def _targets(images: Sequence[Path], out: Path, overlay: bool | str, inputs: files.Inputs) -> dict[Path, list[Path]]:
+def _targets(
+    images: Sequence[Path], out: Path, overlay: bool | str, scores_folder: Path | None, inputs: files.Inputs
+) -> dict[Path, list[Path]]:
     """The files to write for each image; raises where two would be one, or one may not be written."""
     if overlay not in (False, True, "png", "jpg"):
         raise ArgumentError("overlay", overlay, "True, False, 'png' or 'jpg'")
     ending = overlay if isinstance(overlay, str) else "png"
-    if out.exists() and not out.is_dir():
-        raise ArgumentError("out", str(out), "a folder, not a file")
+    for name, folder in (("out", out), ("save_scores", scores_folder)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ArgumentError(name, str(folder), "a folder, not a file")
     owners: dict[str, Path] = {}
     targets: dict[Path, list[Path]] = {}
     for image in images:
         targets[image] = [out / f"{image.stem}.png"] + [out / f"{image.stem}-overlay.{ending}"] * bool(overlay)
+        targets[image] += [scores_folder / f"{image.stem}{SCORES}"] if scores_folder is not None else []
         for target in targets[image]:
             place = os.path.realpath(target)
             if place in owners:
@@ -155,10 +167,12 @@ class _Job:
         predictor: Predictor,
         targets: dict[Path, list[Path]],
         palette: NDArray[np.uint8],
+        with_scores: bool,
         skip: bool,
         progress: Callable[[int, int], None] | None,
     ):
         self.predictor, self.targets, self.palette = predictor, targets, palette
+        self.with_scores = with_scores
         self.skip, self.progress = skip, progress
         self.written: list[Path] = []
         self.problems: list[tuple[Path, str]] = []
@@ -176,33 +190,37 @@ class _Job:
     def handle(self, batch: list[tuple[Path, NDArray[np.uint8]]]) -> None:
         """Predict photos of equal shape and write what belongs to them."""
         try:
-            maps = self.predictor.labels([photo for _, photo in batch])
+            photos = [photo for _, photo in batch]
+            made: list[Prediction] | None = self.predictor.predict(photos, logits=self.with_scores)
         except (MemoryError, NotFiniteError) as error:
             if len(batch) == 1:
                 self._problem(batch[0][0], error)
                 return
-            maps = None
-        if maps is None:  # one of them is to blame, perhaps
+            made = None
+        if made is None:  # one of them is to blame, perhaps
             for pair in batch:
                 self.handle([pair])
             return
-        for (path, photo), labels in zip(batch, maps, strict=True):
-            self._write(self.targets[path], photo, labels)
+        for (path, photo), prediction in zip(batch, made, strict=True):
+            self._write(self.targets[path], photo, prediction)
             self.predicted += 1
             self._advance()
 
-    def _write(self, targets: list[Path], photo: NDArray[np.uint8], labels: NDArray) -> None:
+    def _write(self, targets: list[Path], photo: NDArray[np.uint8], prediction: Prediction) -> None:
+        labels = prediction.labels
         writers = {targets[0]: pictures.labels_writer(labels, targets[0], self.palette)}
         for target in targets[1:]:
-            shown = [
-                photo,
-                pictures.colour_labels(labels, self.palette),
-                pictures.overlay(photo, labels, palette=self.palette),
-            ]
-            panel = pictures.panel(shown, ["photo", "prediction", "overlay"])
-            writers[target] = pictures.picture_writer(panel, target)
+            if target.suffix != SCORES:
+                tinted = pictures.overlay(photo, labels, palette=self.palette)
+                shown = [photo, pictures.colour_labels(labels, self.palette), tinted]
+                panel = pictures.panel(shown, ["photo", "prediction", "overlay"])
+                writers[target] = pictures.picture_writer(panel, target)
+            elif prediction.logits is not None:
+                writers[target] = scores.scores_writer(prediction.logits)
+            else:
+                warnings.warn(f"{target} is not written, for the photo was cut into tiles", stacklevel=2)
         files.atomic_write_all(writers)
-        self.written += targets
+        self.written += writers
 
     def _problem(self, path: Path, error: Exception) -> None:
         if not self.skip:

@@ -13,14 +13,16 @@ import numpy as np
 
 from deeplab_fast import files
 from deeplab_fast.errors import ArgumentError
-from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
+from deeplab_fast.measures import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
 
-__all__ = ["as_dict", "picture", "report_files", "table", "write_report"]
+    from deeplab_fast.evaluation.metrics import ConfusionMatrix
+
+__all__ = ["as_dict", "comparison", "picture", "report_files", "table", "write_comparison", "write_report"]
 
 _SUMMARY = {
     "pixel_accuracy": "pixel accuracy",
@@ -28,6 +30,7 @@ _SUMMARY = {
     "mean_iou": "mean IoU",
     "frequency_weighted_iou": "frequency weighted IoU",
 }
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the line of a mean would cross a number
 _MOST_NUMBERED = 15  # classes up to which the cells of the confusion matrix show their numbers
 
 
@@ -106,16 +109,9 @@ def picture(scores: Scores, matrix: ConfusionMatrix, classes: Sequence[str], tit
     _check_classes(scores, classes)
     if matrix.num_classes != len(classes):
         raise ArgumentError("matrix", matrix.num_classes, f"{len(classes)}, as in the scores", what="number of classes")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is needed for pictures of scores: pip install matplotlib") from error
-
     K = len(classes)
     side = max(4.5, 0.3 * K if K <= 40 else 0.16 * K)  # inches
-    figure = Figure(figsize=(side + 4.5 + max(4.0, 0.3 * side), side + 1.5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(side + 4.5 + max(4.0, 0.3 * side), side + 1.5)
     ratio = [max(4.0, 0.3 * side), side + 1.0]
     bars, cells = figure.subplots(1, 2, width_ratios=ratio)
     size = 10 if K <= 25 else 8 if K <= 40 else 7  # points
@@ -123,6 +119,52 @@ def picture(scores: Scores, matrix: ConfusionMatrix, classes: Sequence[str], tit
     _draw_confusion(cells, matrix, classes, size)
     if title:
         figure.suptitle(title)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, of a size in inches, that needs no screen."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is needed for pictures of scores: pip install matplotlib") from error
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def comparison(before: Scores, after: Scores, classes: Sequence[str], title: str | None = None) -> Figure:
+    """A figure: the IoU of each class before and after the CRF, a bar each, those first that gained most.
+
+    Raises:
+        ValueError: if the names are not as many as the classes.
+        ImportError: without matplotlib.
+    """
+    for scores in (before, after):
+        _check_classes(scores, classes)
+    gain = after.iou - before.iou
+    order = sorted((k for k in range(len(classes)) if not np.isnan(gain[k])), key=lambda k: -gain[k])
+    figure = _figure(7.5, max(2.5, 0.36 * len(order) + 1.4))
+    axes = figure.subplots()
+    for scores, offset, colour, name in ((before, -0.2, "#b0b7c3", "before"), (after, 0.2, "#4c78a8", "after")):
+        values = 100 * scores.iou[order]
+        label = f"{name}, mean {_percent(scores.mean_iou)}"
+        axes.barh(np.arange(len(order)) + offset, values, height=0.38, color=colour, label=label)
+        axes.axvline(100 * scores.mean_iou, color=colour, linewidth=1, linestyle="--")
+    for row, k in enumerate(order):
+        place = 100 * max(before.iou[k], after.iou[k]) + 1
+        axes.text(place, row, f"{100 * gain[k]:+.1f}", va="center", fontsize=9, bbox=_ON_WHITE)
+    axes.set_yticks(range(len(order)), [classes[k] for k in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("IoU, %")
+    axes.set_ylabel("class")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    if title:
+        axes.set_title(title, loc="left")
     return figure
 
 
@@ -137,8 +179,7 @@ def _draw_bars(axes: Axes, scores: Scores, classes: Sequence[str], size: float) 
     axes.spines[["top", "right"]].set_visible(False)
     for row, k in enumerate(order):
         text = "absent" if np.isnan(scores.iou[k]) else f"{100 * scores.iou[k]:.1f}"
-        back = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the line of the mean would cross it
-        axes.text(values[row] + 1, row, text, va="center", fontsize=size - 1, bbox=back)
+        axes.text(values[row] + 1, row, text, va="center", fontsize=size - 1, bbox=_ON_WHITE)
     if not np.isnan(scores.mean_iou):
         axes.axvline(100 * scores.mean_iou, color="#e45756", linewidth=1)
     axes.set_title(f"IoU, %   (mean {_percent(scores.mean_iou)}, line)")
@@ -208,3 +249,32 @@ def write_report(
     contents = [text.encode() + b"\n", image.getvalue()]
     files.atomic_write_all({path: files.writer_of(content) for path, content in zip(paths, contents, strict=True)})
     return paths
+
+
+def write_comparison(
+    folder: Path | str, before: Scores, after: Scores, classes: Sequence[str], extra: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write `evaluation.json`, the scores before and after the CRF, and `evaluation.svg` (see :func:`comparison`).
+
+    Args:
+        folder: to write to; made if it is not there.
+        before, after: the scores.
+        classes: their names, K.
+        extra: more entries of the JSON, before the scores.
+
+    Returns:
+        The two paths; both are written, or neither.
+
+    Raises:
+        ValueError: if the names are not as many as the classes, or `extra` holds NaN.
+        ImportError: without matplotlib.
+    """
+    entries = {**(extra or {}), "before": as_dict(before, classes), "after": as_dict(after, classes)}
+    text = json.dumps(entries, indent=1, allow_nan=False)
+    image = io.BytesIO()
+    comparison(before, after, classes).savefig(image, format="svg")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    contents = {"evaluation.json": text.encode() + b"\n", "evaluation.svg": image.getvalue()}
+    writers = {Path(folder) / name: files.writer_of(content) for name, content in contents.items()}
+    files.atomic_write_all(writers)
+    return list(writers)

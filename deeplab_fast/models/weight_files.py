@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeplab_fast.models import unpickling
-from deeplab_fast.models.unpickling import AGAIN, ALONE
+from deeplab_fast import unpickling
+from deeplab_fast.unpickling import AGAIN, ALONE
 
 _ZIP, _GZIP, _HDF5 = b"PK\x03\x04", b"\x1f\x8b", b"\x89HDF\r\n\x1a\n"
 _LFS = b"version https://git-lfs"

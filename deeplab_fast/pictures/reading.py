@@ -109,6 +109,22 @@ def read_labels(path: str | os.PathLike[str], *, lossy: bool = False) -> NDArray
     return np.array(picture).astype(np.int64)
 
 
+def read_palette(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """The colours of a palette picture, uint8 (256, 3); those that it lacks are black.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no readable picture, or has no palette.
+    """
+    picture = _loaded(path, "palette")
+    if picture.mode != "P":
+        raise ValueError(f"palette {path}: mode is {picture.mode}, should be palette")
+    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = colours
+    return palette
+
+
 def read_grey(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     """Read a grey picture, of 8 or 16 bits, as numbers from 0 (black) to 1 (white), float32 (H, W).
 

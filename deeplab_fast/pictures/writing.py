@@ -32,7 +32,7 @@ def picture_writer(
     else:
         made = Image.fromarray(np.ascontiguousarray(picture, np.uint8))
         made.putpalette(palette.tobytes())
-    options: dict[str, Any] = {"quality": 92} if kind == "JPEG" else {"optimize": True} if kind == "PNG" else {}
+    options: dict[str, Any] = {"quality": 92} if kind == "JPEG" else {}
     return lambda file: made.save(file, format=kind, **options)
 
 

@@ -22,7 +22,8 @@ pytest.importorskip("psutil")
 from typer.testing import CliRunner  # noqa: E402
 
 from bench import __main__ as command  # noqa: E402
-from bench import registry, report, results, runner, session  # noqa: E402
+from bench import case as case_module  # noqa: E402
+from bench import dataset, registry, report, results, runner, session  # noqa: E402
 from bench.case import Backend, Case, Target  # noqa: E402
 from deeplab_fast import ops  # noqa: E402
 
@@ -341,3 +342,27 @@ def test_imports_form_no_circle():
     for name, found in graph.items():
         if name.startswith("bench.cases."):
             assert not {other.rpartition(".")[2] for other in found} & {"registry", "runner", "session", "report"}
+
+
+# --- Whole data sets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not case_module.installed("pydensecrf"), reason="pydensecrf is not installed")
+def test_a_data_set_is_refined_alike_by_both(tmp_path):
+    dataset.make_set(tmp_path, 2, 48, 64)
+    for command_line in dataset.commands(tmp_path, 1).values():
+        seconds, _ = dataset.timed(command_line)
+        assert seconds > 0
+    assert dataset.different(tmp_path) <= dataset.MOST_DIFFERENT
+    with pytest.raises(RuntimeError, match="crf: error"):
+        dataset.timed(
+            [sys.executable, "-m", "deeplab_fast", "crf", "absent", "absent", "-o", str(tmp_path / "out.png")]
+        )
+
+
+def test_ratios_are_between_figures_of_one_unit():
+    run = new_run()
+    for unit, samples in (("s", {"peer": 2.0, "ours": 1.0}), ("B", {"peer": 300.0, "ours": 100.0})):
+        run.measurements += [session.measurement(made_up(), who, [value], unit=unit) for who, value in samples.items()]
+    ratios = [run.times_better(one, results.median) for one in run.measurements]
+    assert ratios == [1, 2, 1, 3]

@@ -187,6 +187,28 @@ def test_predict_needs_only_the_checkpoint(trained, evaluated, tmp_path, crf):
         assert pictures.read_image(tmp_path / "out" / f"{name}-overlay.png").shape[1] == 3 * 64 + 12
 
 
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_saved_scores_go_through_the_crf_command(trained, tmp_path, command):
+    """As --crf does in one go."""
+    photos = trained / "set" / "JPEGImages"
+    words = ["-w", trained / "run" / "best.pth", "-o", tmp_path / "out", "--save-scores", tmp_path / "scores"]
+    some = sorted(photos.glob("val_*.jpg"))
+    if command == "eval":
+        result = succeeds(call("eval", "-c", trained / "config.yaml", *words))
+        assert f"{tmp_path / 'scores'}" in result.stdout
+    else:
+        result = succeeds(call("predict", *some, *words))
+        assert f"scores written to {tmp_path / 'scores'}" in result.stdout
+    assert files(tmp_path / "scores") == [f"{path.stem}.npz" for path in some]
+    options = ["--jobs", 1, "--skip-missing", "--preset", "deeplab"]
+    succeeds(call("crf", photos, tmp_path / "scores", "-o", tmp_path / "refined", *options))
+    words = ["-w", trained / "run" / "best.pth", "-c", trained / "config.yaml", "-o", tmp_path / "crf", "--crf"]
+    succeeds(call("predict", *some, *words))
+    for path in some:
+        refined, expected = (labels_of(tmp_path / folder / f"{path.stem}.png") for folder in ("refined", "crf"))
+        assert (refined == expected).mean() > 0.995  # but for the scores' rounding to float16
+
+
 def test_predict_skips_what_cannot_be_read(trained, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     photo = trained / "set" / "JPEGImages" / "val_0000.jpg"

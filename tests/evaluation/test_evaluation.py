@@ -13,7 +13,7 @@ from fake_segmentation import SIZES, Colours, FakeDataset, Forgetful, scene
 from PIL import Image
 from torch import nn
 
-from deeplab_fast import pictures
+from deeplab_fast import pictures, scores
 from deeplab_fast.evaluation import Predictor, collect_images, evaluate, predict
 from deeplab_fast.evaluation.batching import same_key
 from deeplab_fast.evaluation.predictor import NotFiniteError
@@ -120,6 +120,27 @@ def test_saves_palette_pictures_and_logits(tmp_path):
     np.testing.assert_array_equal(logits, (expected.logits - expected.logits.max(axis=0)).astype(np.float16))
     evaluate(Predictor(Colours(), 4), dataset, save_logits=tmp_path / "l", logits_dtype=np.float32)
     np.testing.assert_array_equal(np.load(tmp_path / "l" / "picture3.npy"), expected.logits)
+
+
+def in_tiles() -> Predictor:
+    """A predictor that cuts even small pictures into tiles."""
+    predictor = Predictor(Colours(), 4)
+    predictor.tile = 16
+    return predictor
+
+
+def test_saved_scores_are_those_that_the_crf_reads(tmp_path):
+    dataset = FakeDataset(3)
+    predictor = Predictor(Colours(), 4)
+    evaluate(predictor, dataset, save_scores=tmp_path / "s")
+    assert files(tmp_path / "s") == ["picture0.npz", "picture1.npz", "picture2.npz"]
+    (expected,) = predictor.predict([dataset[1].image], logits=True)
+    size = dataset[1].image.shape[:2]
+    read = scores.read_scores(tmp_path / "s/picture1.npz", size, classes=4)
+    assert (read.kind, read.values.shape) == ("logits", expected.logits.shape)
+    np.testing.assert_array_equal(read.values, (expected.logits - expected.logits.max(axis=0)).astype(np.float16))
+    tiled = evaluate(in_tiles(), FakeDataset(1), save_scores=tmp_path / "t")
+    assert tiled.problems == ["picture0: its scores were not saved, for it was cut into tiles"]
 
 
 def test_images_without_labels_are_predicted_only(tmp_path):
@@ -312,6 +333,26 @@ def test_predict_writes_labels_and_overlays(photos, tmp_path):
         shown = Image.open(out / f"photo{n}-overlay.jpg")
         assert shown.width >= 3 * photo.shape[1]
         assert shown.height > photo.shape[0]
+
+
+def test_predict_saves_scores(photos, tmp_path):
+    predictor = Predictor(Colours(), 4)
+    (photos / "photo9.jpeg").unlink()
+    result = predict(predictor, photos, tmp_path / "out", save_scores=tmp_path / "scores")
+    stems = sorted(path.stem for path in collect_images(photos))
+    assert files(tmp_path / "scores") == [f"{stem}.npz" for stem in stems]
+    assert len(result.written) == 2 * len(stems)
+    path = collect_images(photos)[0]
+    photo = pictures.read_image(path)
+    (expected,) = predictor.predict([photo], logits=True)
+    read = scores.read_scores(tmp_path / f"scores/{path.stem}.npz", photo.shape[:2])
+    np.testing.assert_array_equal(read.values, (expected.logits - expected.logits.max(axis=0)).astype(np.float16))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"save_scores: is .*file', should be a folder"):
+        predict(predictor, photos, tmp_path / "other", save_scores=tmp_path / "file")
+    with pytest.warns(UserWarning, match=r"\.npz is not written, for the photo was cut into tiles"):
+        predict(in_tiles(), path, tmp_path / "tiled", save_scores=tmp_path / "tiles")
+    assert files(tmp_path / "tiles") == []
 
 
 def test_predict_one_file_with_a_png_overlay(photos, tmp_path):

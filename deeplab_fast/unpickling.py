@@ -1,20 +1,25 @@
-"""Files of `torch.save`, read without running code in them: for every class and function that they name and torch does
-not know as harmless, something stands in that does nothing. Tensors, plain data and numpy's arrays are what is left."""
+"""Pickles, and files of `torch.save`, read without running code in them.
+
+For every class and function that a file of `torch.save` names and torch does not know as harmless, something stands in
+that does nothing. Of a plain pickle, such as `np.save` makes of a dictionary, only what makes plain data, arrays and
+tensors is taken, each through something that stands in for it. torch is imported where it is needed only.
+"""
 
 from __future__ import annotations
 
 import _compat_pickle
 import collections
+import io
 import itertools
+import pickle
 import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 AGAIN = "fetch it again"
@@ -71,19 +76,30 @@ class Array:
 
     Attributes:
         values: the array, in the machine's byte order; None if it is not one of numbers.
+        objects: what an array of objects holds; None for any other.
     """
 
     values: NDArray[Any] | None = None
+    objects: list[Any] | None = None
 
     def __init__(self, *args: Any):
         pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
-        numbers = np.dtype(f"{dtype.order}{dtype.code}")
-        if numbers.kind in "biuf" and numbers.itemsize <= 8:  # which torch has, too
-            values = np.frombuffer(data, numbers).reshape(shape, order="F" if is_fortran else "C")
-            self.values = np.array(values, numbers.newbyteorder("="), order="C")
+        if isinstance(data, list):
+            self.objects = data
+            return
+        self.values = _numbers(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _numbers(data: Any, dtype: _Dtype, shape: Any, order: Any) -> NDArray[Any] | None:
+    """An array from its bytes, if it is one of numbers."""
+    numbers = np.dtype(f"{dtype.order}{dtype.code}")
+    if numbers.kind not in "biuf" or numbers.itemsize > 8:  # which torch has not, either
+        return None
+    values = np.frombuffer(data, numbers).reshape(shape, order=order)
+    return np.array(values, numbers.newbyteorder("="), order="C")
 
 
 _STAND_INS = {
@@ -105,6 +121,8 @@ def read_torch(path: Path) -> Any:
         NotWeights: for a file of another kind, or one that asks for code.
         Exception: as `torch.load` does.
     """
+    import torch
+
     named = _named_globals(path)
     runs = sorted(name for name in named if name in _CODE or name.partition(".")[0] in _CODE_MODULES)
     if runs:
@@ -123,6 +141,8 @@ def read_torch(path: Path) -> Any:
 
 def _named_globals(path: Path) -> list[str]:
     """The classes and functions that the file names; those that `weights_only=True` knows may be among them."""
+    import torch
+
     if zipfile.is_zipfile(path):
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     with open(path, "rb") as file:
@@ -146,3 +166,98 @@ def _python3_name(module: str, name: str) -> str:
     """Of a class or function, from the name that pickles of protocol 2 have for it."""
     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+# -------------------------------------------------------------------------------------------------- plain pickles
+
+
+def read_plain(file: BinaryIO) -> Any:
+    """What a pickle holds: numbers, texts, lists, dictionaries; arrays and tensors as arrays.
+
+    Args:
+        file: open where the pickle begins.
+
+    Raises:
+        pickle.UnpicklingError: if it asks for anything else; nothing was run.
+        ModuleNotFoundError: if it holds tensors, and torch is not installed.
+        Exception: as unpickling does where the file is damaged.
+    """
+    try:
+        return _plain(_PlainUnpickler(file).load())
+    except MemoryError as error:
+        raise pickle.UnpicklingError("a length in it is wrong, or memory is not enough for it") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _PLAIN.get(f"{module}.{name}")
+        if found is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither an array nor plain data")
+        return found
+
+
+def _plain(content: Any) -> Any:
+    """The same, with arrays in place of what stands for them."""
+    if isinstance(content, Array):
+        if content.objects is not None:
+            return [_plain(one) for one in content.objects]
+        if content.values is None:
+            raise pickle.UnpicklingError("it holds an array that is not one of numbers")
+        return content.values
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(one) for one in content]
+    return content
+
+
+def _bytes(text: str, _: str = "latin1") -> bytes:
+    """Stands for what makes bytes from pickles of protocol 2."""
+    return text.encode("latin1")
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> Any:
+    """Stands for what makes numpy's numbers."""
+    values = _numbers(data, dtype, (), "C")
+    if values is None:
+        raise pickle.UnpicklingError("it holds a scalar that is no number")
+    return values.item()
+
+
+def _from_buffer(data: Any, dtype: _Dtype, shape: Any, order: Any) -> Array:
+    """Stands for what makes arrays from pickles of protocol 5."""
+    made = Array()
+    made.values = _numbers(data, dtype, shape, order)
+    return made
+
+
+def _storage(data: bytes) -> Any:
+    """Stands for what makes the memory of a tensor, which a pickle holds as a file of `torch.save`."""
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
+    """Stands for what makes a tensor of such memory."""
+    import torch
+
+    # What checks that the tensor lies inside the memory; weights_only=True takes it, too.
+    made = torch._utils._rebuild_tensor(storage, offset, size, stride).detach()
+    return (made.float() if made.dtype == torch.bfloat16 else made).numpy().copy()
+
+
+_PLAIN: dict[str, Any] = {
+    "_codecs.encode": _bytes,
+    "collections.OrderedDict": collections.OrderedDict,
+    "numpy.ndarray": Array,
+    "numpy.dtype": _Dtype,
+    "numpy.core.multiarray._reconstruct": Array,  # before numpy 2
+    "numpy._core.multiarray._reconstruct": Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.storage._load_from_bytes": _storage,
+}

@@ -1,40 +1,20 @@
-"""Class scores as networks leave them: read from files, told apart, and turned into probabilities. Without torch.
+"""What scores mean: which of their axes is which, and whether they are logits or probabilities.
 
-Scores say neither which of their axes is which nor whether they are logits or probabilities. Where the numbers tell,
-they decide; where they could mean several things, the error names what the caller has to say.
+Where the numbers tell, they decide; where they could mean several things, the error names what the caller has to say.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.errors import ArgumentError, ArgumentTypeError, at, one_of
+from deeplab_fast.errors import ArgumentError, ArgumentTypeError, one_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "ARRAY_ENDINGS",
-    "KINDS",
-    "LAYOUTS",
-    "ScoreMap",
-    "as_scores",
-    "checked_scores",
-    "find_scores",
-    "probabilities_from_scores",
-    "read_array",
-    "read_scores",
-    "resize_scores",
-    "score_kind",
-]
-
-ARRAY_ENDINGS = (".npy", ".npz")
 KINDS = ("auto", "logits", "probabilities", "sigmoid")
 LAYOUTS = ("auto", "khw", "hwk")
 STRIDES = (1, 2, 4, 8, 16, 32)  # of networks' outputs
@@ -68,68 +48,6 @@ class ScoreMap:
         np.exp(values, out=values)
         values /= values.sum(axis=0)
         return values
-
-
-# ------------------------------------------------------------------------------------------------------ reading
-
-
-def find_scores(folder: Path, name: str) -> Path | None:
-    """The file in a folder that has the scores of an image, by the image's name; None if there is none."""
-    return next((path for path in (folder / f"{name}{end}" for end in ARRAY_ENDINGS) if path.is_file()), None)
-
-
-def read_array(path: Path, key: str | None = None) -> NDArray[Any]:
-    """Read one array of a ``.npy`` or ``.npz`` file; ``key`` names it where a ``.npz`` holds several.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no array file, holds Python objects, or it is not clear which array is meant.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"input not found: {path}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return loaded[_chosen(path, loaded.files, key)]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, (PermissionError, ArgumentError)):
-            raise
-        raise ValueError(f"input {path} is no readable numpy file: {error}") from error
-
-
-def _chosen(path: Path, names: Sequence[str], key: str | None) -> str:
-    if key is not None:
-        if key not in names:
-            raise ArgumentError("key", key, f"one of {', '.join(names)}, the arrays of {path}")
-        return key
-    if len(names) != 1:
-        if not names:
-            raise ValueError("it holds no array")
-        raise ArgumentError("key", None, f"one of {', '.join(names)}, the arrays of {path}")
-    return names[0]
-
-
-def read_scores(
-    path: Path,
-    size: tuple[int, int],
-    *,
-    kind: str = "auto",
-    layout: str = "auto",
-    key: str | None = None,
-    classes: int | None = None,
-) -> ScoreMap:
-    """Read the scores of an image of size (H, W) from a file; see :func:`read_array` and :func:`as_scores`.
-
-    Raises:
-        FileNotFoundError, TypeError, ValueError: as these do; the message names the file.
-    """
-    array = read_array(path, key)
-    try:
-        return as_scores(array, size, kind=kind, layout=layout, classes=classes)
-    except (TypeError, ValueError) as error:
-        raise at(path, error) from error
 
 
 def as_scores(
@@ -241,6 +159,11 @@ def _fit(shape: tuple[int, int], size: tuple[int, int]) -> int:
             return 2
     # A network's scores have the photo's proportions but for rounding.
     return int(abs(shape[0] * width - shape[1] * height) <= 2 * max(size))
+
+
+def fits_enlarged(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a map (h, w) is one of an image (H, W) at a network's stride."""
+    return _fit(shape, size) == 2
 
 
 def _check_size(shape: tuple[int, ...], size: tuple[int, int]) -> None:
