@@ -129,8 +129,7 @@ class Iterator {
             for (int g = 0; g < unary_.groups(); ++g)
               padded[(place + i) * lanes_ + g] = q[(point + i) * unary_.labels + label_of_group_[g]];
         });
-        for (const PairwiseView& view : rows_.views)
-          row_kernels().splat(view, *block, lanes_, padded.data(), view.next);
+        rows_.splat(*block, padded.data());
       }
     });
   }
@@ -239,7 +238,8 @@ Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const Visi
 }
 
 Kernel::Kernel(std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
-    : order(std::move(visit)), stencil(std::make_unique<GridStencil>(order->width, parallel)) {}
+    : order(std::move(visit)),
+      stencil(std::make_unique<GridStencil>(order->width, order->points / order->width, parallel)) {}
 
 Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat compat_kind, int labels,
                    Normalization how, Parallel& parallel)

@@ -108,8 +108,8 @@ struct Scratch {
 
 class Backward {
  public:
-  Backward(const std::vector<const Pairwise*>& pairwise, const VisitOrder& order, int labels,
-           const CrfGradients& out, Parallel& parallel)
+  Backward(const std::vector<const Pairwise*>& pairwise, const VisitOrder& order, int labels, const CrfGradients& out,
+           Parallel& parallel)
       : order_(order),
         parallel_(parallel),
         labels_(labels),

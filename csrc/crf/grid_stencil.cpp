@@ -37,22 +37,24 @@ bool GridStencil::are_grid(const float* features, int dimensions, const VisitOrd
 }
 
 // All taps of all pixels at once: every kSide-th pixel in both directions is 1 in one of kTaps channels.
-GridStencil::GridStencil(int64_t width, Parallel& parallel) : width_(width), coefficient_(kClasses * kTaps * width) {
-  const int64_t points = kClasses * width;
-  const Buffer<float> features = gaussian_features(width, kClasses, 1, 1, parallel);
+GridStencil::GridStencil(int64_t width, int64_t height, Parallel& parallel)
+    : width_(width), coefficient_(kClasses * kTaps * width) {
+  const int64_t lines = kClasses + (height - kClasses) % 3, points = lines * width;
+  const Buffer<float> features = gaussian_features(width, lines, 1, 1, parallel);
   const Lattice lattice(features.data(), 2, std::make_shared<VisitOrder>(points, width), parallel);
   Buffer<float> combs(kTaps * points);
   std::fill(combs.begin(), combs.end(), 0.0f);
   const auto channel_of = [](int64_t x, int64_t y) { return y % kSide * kSide + x % kSide; };
-  for (int64_t y = 0; y < kClasses; ++y)
+  for (int64_t y = 0; y < lines; ++y)
     for (int64_t x = 0; x < width; ++x) combs[channel_of(x, y) * points + y * width + x] = 1;
   filter(lattice, lattice.view(), combs.data(), kTaps, Blur::kForward, combs.data(), parallel);
   float* to = coefficient_.data();
-  for (int64_t y = 0; y < kClasses; ++y)
+  for (int64_t c = 0; c < kClasses; ++c)
     for (int64_t tap = 0; tap < kTaps; ++tap)
       for (int64_t x = 0; x < width; ++x) {
+        const int64_t y = c <= kBorder ? c : lines - kClasses + c;
         const int64_t from_y = y + tap / kSide - kReach, from_x = x + tap % kSide - kReach;
-        const bool inside = from_y >= 0 && from_y < kClasses && from_x >= 0 && from_x < width;
+        const bool inside = from_y >= 0 && from_y < lines && from_x >= 0 && from_x < width;
         *to++ = inside ? combs[channel_of(from_x, from_y) * points + y * width + x] : 0.0f;
       }
 }

@@ -2,9 +2,11 @@
 //
 // The lattice of the features (x, y) is mapped onto itself by a shift of one line: (1, 1, -2), what a step in y adds to
 // the elevated coordinates, is a step between its vertices. So splat, blur and slice together are a sum over pixels
-// nearby whose coefficients depend on x alone, but for lines near the upper and lower border, which have vertices beyond
-// missing. Coefficients are what the lattice of an image of the same width and a few lines makes of single pixels:
-// borders included, and equal to those of the whole image up to rounding.
+// nearby whose coefficients depend on x alone, but for lines near the upper and lower border, which have vertices
+// beyond missing. Coefficients are what the lattice of an image of the same width and a few lines makes of single
+// pixels: borders included, and equal to those of the whole image up to rounding. (Pixels of the first column lie on
+// vertices, and which simplex they are said to be in, so which vertices exist in the lower corner, repeats every three
+// lines: hence an image with as many lines, modulo three.)
 #pragma once
 
 #include <cstdint>
@@ -23,9 +25,7 @@ struct StencilShape {
   static constexpr int kBorder = 2 * kReach + 1, kClasses = 2 * kBorder + 1;
 
   static int class_of(int64_t y, int64_t height) {
-    return static_cast<int>(y < kBorder              ? y
-                            : y >= height - kBorder ? y - height + kClasses
-                                                    : kBorder);
+    return static_cast<int>(y < kBorder ? y : y >= height - kBorder ? y - height + kClasses : kBorder);
   }
 };
 
@@ -43,7 +43,7 @@ class GridStencil : public StencilShape {
   // Whether features[d * points + i] are (x, y).
   static bool are_grid(const float* features, int dimensions, const VisitOrder& order);
 
-  GridStencil(int64_t width, Parallel& parallel);
+  GridStencil(int64_t width, int64_t height, Parallel& parallel);
 
   int64_t width() const { return width_; }
   float coefficient(int line_class, int tap, int64_t x) const {

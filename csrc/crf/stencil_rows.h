@@ -43,9 +43,8 @@ DEEPLAB_FAST_INLINE void stencil_lines(const StencilView& stencil, const PointBl
                                        float* to) {
   const int64_t line_floats = stencil.line * lanes;
   const float* source = image + y * line_floats + x * lanes;
-  const float* coefficient =
-      stencil.coefficient +
-      (StencilView::class_of(y, stencil.height) * stencil.width + x) * int64_t{StencilView::kTaps};
+  const float* coefficient = stencil.coefficient + (StencilView::class_of(y, stencil.height) * stencil.width + x) *
+                                                       int64_t{StencilView::kTaps};
   for (int32_t i = 0; i < block.width; ++i, source += lanes, coefficient += StencilView::kTaps) {
     B sum[kLines];
     for (B& one : sum) one = B::zero();
