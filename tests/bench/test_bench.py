@@ -23,7 +23,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from bench import __main__ as command  # noqa: E402
 from bench import case as case_module  # noqa: E402
-from bench import dataset, registry, report, results, runner, session  # noqa: E402
+from bench import dataset, processes, registry, report, results, runner, session  # noqa: E402
 from bench.case import Backend, Case, Target  # noqa: E402
 from deeplab_fast import ops  # noqa: E402
 
@@ -342,6 +342,17 @@ def test_imports_form_no_circle():
     for name, found in graph.items():
         if name.startswith("bench.cases."):
             assert not {other.rpartition(".")[2] for other in found} & {"registry", "runner", "session", "report"}
+
+
+# --- Several processes ---------------------------------------------------------------------------------------------
+
+
+def test_each_process_times_its_calls():
+    times, chosen = processes.measure(processes.OURS, "psa", 2, processes=2, seconds=0.0)
+    assert len(times) == 2 * 3
+    assert min(times) > 0
+    assert chosen.shape == (processes.HEIGHT * processes.WIDTH,)
+    assert set(chosen.tolist()) == {0, 1}
 
 
 # --- Whole data sets -----------------------------------------------------------------------------------------------

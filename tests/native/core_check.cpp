@@ -79,7 +79,7 @@ std::vector<float> solve(const Problem& problem, int threads) {
   DenseCrf crf(points, problem.labels, problem.width);
   crf.set_unary(unary.data(), true, pool);
   crf.add_pairwise(features.data(), problem.dimensions, compat.data(), problem.compat, problem.normalization, pool);
-  const Buffer<float> position = gaussian_features(problem.width, problem.height, 1, 2, pool);
+  const Buffer<float> position = gaussian_features(problem.width, problem.height, 1, 1, pool);
   crf.add_pairwise(position.data(), 2, compat.data(), Compat::kPotts, problem.normalization, pool);
   std::vector<float> q(points * problem.labels), stepped(points * problem.labels);
   crf.inference(3, q.data(), pool);
