@@ -1,5 +1,5 @@
 // Mean-field inference and its gradients on a device: the order of launches, and the memory between them. `Device` as
-// in lattice/on_device.cuh. The maths is in mean_field.cuh and mean_field_backward.cuh, and beside the CPU's
+// in lattice/on_device.cuh. The maths is in dense_crf.cuh and dense_crf_backward.cuh, and beside the CPU's
 // (dense_crf_backward.cpp). Everything is rows: [points of all images][labels].
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "crf/dense_crf.h"
-#include "crf/mean_field_backward.cuh"
+#include "crf/dense_crf_backward.cuh"
 #include "lattice/on_device.cuh"
 
 namespace deeplab_fast {

@@ -7,7 +7,7 @@
 
 #include "cuda/device_array.h"
 #include "lattice/build_kernels.cuh"
-#include "lattice/filter_kernels.cuh"
+#include "lattice/permutohedral_filter.cuh"
 
 namespace deeplab_fast {
 namespace {

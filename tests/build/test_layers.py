@@ -104,3 +104,15 @@ def test_no_two_parts_of_the_package_import_each_other():
     assert "commands" not in set().union(
         *(below for part, below in arrows.items() if part not in ("commands", "__main__"))
     )
+
+
+def test_the_table_of_kernels_names_files_that_exist():
+    table = (ROOT / "docs" / "architecture.md").read_text().split("An op's kernels:")[1].split("\n- ")[0]
+    for row in table.strip().splitlines()[2:]:
+        _, *cells = row.strip("|").split("|")
+        for cell in cells:
+            folder = ""
+            for name in re.findall(r"`([\w/]+\.\w+)`", cell):
+                folder = name.rpartition("/")[0] or folder
+                path = Path(folder) / Path(name).name
+                assert (ROOT / path).is_file() or (CSRC / path).is_file(), f"{row}: {path}"

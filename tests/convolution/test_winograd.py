@@ -15,7 +15,7 @@ import torch
 from conv_samples import assert_accurate, by_name, centred, stock_atrous
 from hypothesis import given
 from hypothesis import strategies as st
-from places import with_path
+from places import INSTRUCTION_SETS, with_path
 from samples import LAYOUTS
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def test_same_bits_for_any_number_of_threads():
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_instruction_sets(name: str):
     code = "from test_winograd import *\nfor sample in EXACT_SAMPLES:\n    assert_exact(sample)"
     run = subprocess.run(

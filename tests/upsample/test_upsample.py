@@ -12,6 +12,7 @@ import torch
 from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
 from hypothesis import given
 from hypothesis import strategies as st
+from places import INSTRUCTION_SETS
 from samples import LAYOUTS
 from torch import Tensor
 from upsample_checks import (
@@ -75,7 +76,7 @@ def test_random_inputs(sample: UpsampleSample):
     assert_gradient_accurate(logits, size)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_accurate_on_every_instruction_set(isa: str):
     environment = {**os.environ, "DEEPLAB_FAST_ISA": isa}
     ask = [sys.executable, "-c", "from deeplab_fast import _densecrf; _densecrf.isa()"]

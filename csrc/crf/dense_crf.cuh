@@ -2,7 +2,7 @@
 // threads has a point, a label each (or every group-th one).
 #pragma once
 
-#include "lattice/filter_kernels.cuh"
+#include "lattice/permutohedral_filter.cuh"
 
 namespace deeplab_fast {
 namespace {

@@ -1,7 +1,7 @@
 // CUDA kernels of the backward pass of mean-field inference (the formulas are in dense_crf_backward.cpp).
 #pragma once
 
-#include "crf/mean_field.cuh"
+#include "crf/dense_crf.cuh"
 
 namespace deeplab_fast {
 namespace {
