@@ -10,7 +10,7 @@ NATIVE = TESTS / "native"
 ROOT = TESTS.parent
 CSRC = ROOT / "csrc"
 # The instruction sets of x86-64, best first, from their one list.
-INSTRUCTION_SETS = re.findall(r"^  SET\((\w+), HAS", (CSRC / "isa" / "isa.h").read_text(), re.MULTILINE) + ["baseline"]
+INSTRUCTION_SETS = [*re.findall(r"^  SET\((\w+), HAS", (CSRC / "isa" / "isa.h").read_text(), re.MULTILINE), "baseline"]
 
 
 def with_path(*folders: Path) -> dict[str, str]:
