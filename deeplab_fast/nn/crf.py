@@ -30,7 +30,7 @@ __all__ = ["DenseCRF"]
 class DenseCRF(nn.Module):
     """Refine a network's class probabilities with a fully connected CRF, as DeepLab does with pydensecrf.
 
-    A bilateral (appearance) and a spatial (smoothness) kernel, normalised symmetrically, over energies -log(prob) with
+    A bilateral (appearance) and a spatial (smoothness) kernel, normalised symmetrically unless `normalization` says otherwise, over energies -log(prob) with
     probabilities clipped to 1e-5..1. Paper: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
     Gaussian Edge Potentials", 2011, equation 3 and algorithm 1. Inference is in float32. Differentiable to `prob`, and
     to a floating `image`.
@@ -51,6 +51,7 @@ class DenseCRF(nn.Module):
         learnable: make `spatial_weight`, `bilateral_weight` and `compatibility`, all (K, K), parameters.
         num_classes: K; for learnable layers only, which need it.
         recompute: hold no Q of the iterations for the backward pass, but infer again there; see `dense_crf`.
+        normalization: of both kernels: "symmetric", "before", "after" or "none".
 
     Raises:
         TypeError: if `iterations` is no whole number, or a standard deviation is no number.
@@ -74,6 +75,7 @@ class DenseCRF(nn.Module):
         *,
         num_classes: int | None = None,
         recompute: bool = False,
+        normalization: str = "symmetric",
     ):
         super().__init__()
         self.params = CRFParameters(
@@ -83,6 +85,7 @@ class DenseCRF(nn.Module):
             bi_xy_std=bi_xy_std,
             bi_rgb_std=deviations("bi_rgb_std", bi_rgb_std),
             iterations=iterations,
+            normalization=normalization,
         )
         self.recompute = recompute
         self.learnable = learnable
@@ -97,10 +100,10 @@ class DenseCRF(nn.Module):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> DenseCRF:
-        """The parameters in use with a published method: "deeplab", "irn", "psa" or "afa".
+        """The parameters in use with a published method.
 
         Args:
-            name: of the preset.
+            name: of the preset: one of `deeplab_fast.crf.PRESETS`, whose sources `deeplab_fast.crf.parameters` names.
             **overrides: arguments of the constructor that replace the preset's, for example `iterations=5`.
 
         Raises:
@@ -112,7 +115,10 @@ class DenseCRF(nn.Module):
         return cls(**vars(parameters(name, **overrides)), **options)
 
     def extra_repr(self) -> str:
-        text = ", ".join(f"{name}={_text(value)}" for name, value in vars(self.params).items())
+        shown = vars(self.params).items() - {("normalization", "symmetric")}
+        text = ", ".join(
+            f"{name}={_text(value)}" for name, value in vars(self.params).items() if (name, value) in shown
+        )
         return f"{text}, learnable=True, num_classes={len(self.compatibility)}" if self.learnable else text
 
     def forward(self, image: Tensor | np.ndarray, prob: Tensor | np.ndarray) -> Tensor | np.ndarray:
@@ -149,7 +155,10 @@ class DenseCRF(nn.Module):
         with torch.autocast(prob.device.type, enabled=False):
             unary = -torch.log(prob.float().clamp(CLIP, 1))
             features, compat = self._kernels(image)
-            Q = ops.dense_crf(unary, features, compat, self.params.iterations, recompute=self.recompute)
+            params = self.params
+            Q = ops.dense_crf(
+                unary, features, compat, params.iterations, params.normalization, recompute=self.recompute
+            )
             Q = Q.to(prob.dtype)
         Q = Q if batched else Q[0]
         return Q.detach().numpy() if as_array else Q
@@ -170,5 +179,7 @@ class DenseCRF(nn.Module):
         return features, compat
 
 
-def _text(value: float | tuple[float, ...]) -> str:
+def _text(value: float | str | tuple[float, ...]) -> str:
+    if isinstance(value, str):
+        return repr(value)
     return f"({', '.join(map(_text, value))})" if isinstance(value, tuple) else f"{value:g}"
