@@ -16,7 +16,7 @@ from bench.case import Backend, Case, Target
 from bench.cases.common import OURS, PYDENSECRF, different_labels, gpu_and_cpu, image_tensor, name_of
 from deeplab_fast import pydensecrf
 from deeplab_fast.crf import CRFParameters, parameters
-from deeplab_fast.nn.crf_inputs import bilateral_features, spatial_features
+from deeplab_fast.crf.features import bilateral_features, spatial_features
 from tests.support.photos import photo, unary
 
 THREADS = (1, 2)

@@ -64,11 +64,7 @@ def crf_command(
         ),
     ] = None,
     preset: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=CRF,
-            help="CRF parameters by the name of a method, see crf.parameters: deeplab, irn, psa, afa, toco, stego, …",
-        ),
+        str, typer.Option(rich_help_panel=CRF, help="CRF parameters: deeplab, irn, psa or afa.")
     ] = "deeplab",
     pos_w: Annotated[float | None, typer.Option(rich_help_panel=CRF, help="Weight of the spatial kernel.")] = None,
     pos_xy_std: Annotated[

@@ -12,7 +12,6 @@ import numpy as np
 
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError, one_of
 
-
 NORMALIZATIONS = ("none", "before", "after", "symmetric")  # each at the place that is pydensecrf's number for it
 
 
@@ -101,7 +100,7 @@ def parameters(preset: str | CRFParameters = "deeplab", **overrides: Any) -> CRF
 
     A preset is what a method's published code calls pydensecrf with:
 
-    - "deeplab": Chen et al., "DeepLab" (TPAMI 2018), as its reimplementations in PyTorch have it; CLIP-ES and ExCEL, too.
+    - "deeplab": Chen et al., "DeepLab" (TPAMI 2018), as its reimplementations in PyTorch have it; CLIP-ES, ExCEL.
     - "irn": Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (CVPR
       2019): labels made of class activation maps.
     - "psa": Ahn and Kwak, "Learning Pixel-level Semantic Affinity" (CVPR 2018); MCTformer on class activation maps.

@@ -72,7 +72,7 @@ def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParamet
 
 @dataclass(frozen=True)
 class BuiltCRF:
-    """A CRF whose energies and kernels are set up: ``crf`` is the ``DenseCRF``, ``shape`` is (K, H, W) or (K, D, H, W)."""
+    """A CRF whose energies and kernels are set up: ``crf``, a ``DenseCRF``, and ``shape``, that of Q."""
 
     crf: Any
     shape: tuple[int, ...]

@@ -122,3 +122,63 @@ def test_bad_volumes():
     image[1, 2, 3, 4] = np.inf
     with pytest.raises(ValueError, match="image: values are NaN or Inf in places, should be finite"):
         crf.refine(image, prob)
+
+
+# --- The layer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_the_layer_gives_the_same(modalities):
+    torch = pytest.importorskip("torch")
+    from deeplab_fast import nn
+
+    cases = [volume(modalities=modalities, seed=seed) for seed in range(2)]
+    layer = nn.DenseCRF(10, 3, 2, 5, 9, cases[0][1], spacing=SPACING)
+    params = crf.parameters(PARAMS, bi_rgb_std=cases[0][1])
+    expected = [crf.refine(image, prob, params, spacing=SPACING) for image, _, prob in cases]
+    images, probs = (torch.from_numpy(np.stack([one[k] for one in cases])) for k in (0, 2))
+    batch = layer(images, probs)
+    for n, Q in enumerate(expected):
+        np.testing.assert_allclose(batch[n].numpy(), Q, atol=1e-6)
+        np.testing.assert_allclose(layer(images[n], probs[n]).numpy(), Q, atol=1e-6)
+        np.testing.assert_allclose(layer(cases[n][0], cases[n][2]), Q, atol=1e-6)
+    if modalities == 3:  # no RGB
+        assert (images > 255).any()
+    plain = nn.DenseCRF(10, 3, 2, 5, 9, cases[0][1])  # five axes are a batch of volumes, without more words
+    expected = crf.refine(cases[1][0], cases[1][2], params)
+    np.testing.assert_allclose(plain(images, probs)[1].numpy(), expected, atol=1e-6)
+    assert repr(nn.DenseCRF(spacing=SPACING)).endswith("spacing=(3, 1, 1))")
+
+
+def test_the_layer_on_photos_with_spacing():
+    torch = pytest.importorskip("torch")
+    from deeplab_fast import nn
+
+    image, prob = photo_and_scores(3)
+    params = crf.parameters("irn", bi_rgb_std=30)
+    Q = nn.DenseCRF.preset("irn", bi_rgb_std=30, spacing=(2, 1))(image, prob)
+    np.testing.assert_allclose(Q, crf.refine(image, prob, params, spacing=(2, 1)), atol=1e-6)
+    for spacing in ((1, 1, 1, 1), (1,)):
+        with pytest.raises(ValueError, match=r"spacing: is .*, should be two positive numbers for photos, or three"):
+            nn.DenseCRF(spacing=spacing)
+    with pytest.raises(ValueError, match=r"spacing: is \(1, 0, 1\), should be 3 positive numbers"):
+        nn.DenseCRF(spacing=(1, 0, 1))
+    volumes = nn.DenseCRF(spacing=(1, 1, 1))
+    with pytest.raises(ValueError, match=r"image: shape is \(2, 3\), should be \(C, D, H, W\) or \(N, C, D, H, W\)"):
+        volumes(torch.ones(2, 3), torch.ones(1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"prob: shape is \(1, 2, 3\), should be \(K, D, H, W\) or \(N, K, D, H, W\)"):
+        volumes(torch.ones(2, 3, 4, 5), torch.ones(1, 2, 3))
+    with pytest.raises(ValueError, match=r"prob: shape is .* of the batch, depth, height and width of image"):
+        volumes(torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4, 6))
+
+
+def test_gradients_of_a_volume():
+    torch = pytest.importorskip("torch")
+    from deeplab_fast import nn
+
+    image, deviations, prob = volume((3, 4, 5))
+    image, prob = (torch.from_numpy(one).requires_grad_() for one in (image, prob))
+    Q = nn.DenseCRF(2, 3, 2, 5, 9, deviations, spacing=SPACING)(image, prob)
+    to_image, to_prob = torch.autograd.grad(Q[0].square().sum(), [image, prob])
+    assert to_image.abs().max() > 0
+    assert to_prob.abs().max() > 0
