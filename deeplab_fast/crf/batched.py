@@ -80,31 +80,36 @@ def batched_crf(
 
 def _infer(photos: Tensor, maps: Sequence[Tensor], params: CRFParameters, kind: str) -> list[Tensor]:
     """Q (N, M, K, H, W) of each maps (N, M, K, h, w); photos are uint8 (N, 3, H, W)."""
-    size = photos.shape[2:]
-    results = [one.new_empty(*one.shape[:3], *size) for one in maps]
-    on_cpu = [k for k, one in enumerate(maps) if one.device.type == "cpu"]
+    results = [one.new_empty(*one.shape[:3], *photos.shape[2:]) for one in maps]
+    pairs = list(zip(maps, results, strict=True))
+    on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
     for n, photo in enumerate(photos.cpu().permute(0, 2, 3, 1).numpy() if on_cpu else ()):
-        classes = max(maps[k].shape[2] for k in on_cpu)
-        model = photo_model(np.ascontiguousarray(photo), classes, params)
-        for k in on_cpu:
-            for m, scores in enumerate(maps[k][n]):
-                energy = _energies(scores[None], kind, size)[0].flatten(1).numpy()
-                # Classes that this map lacks are forbidden, which changes nothing for the others.
-                missing = np.full((classes - len(energy), energy.shape[1]), np.inf, np.float32)
-                model.setUnaryEnergy(np.concatenate([energy, missing]) if len(missing) else energy)
-                Q = torch.from_numpy(model.inference(params.iterations)[: len(energy)])
-                results[k][n, m] = Q.reshape(-1, *size)
-    for k, one in enumerate(maps):
-        if k not in on_cpu:
-            images = photos.to(one.device)
-            features, compat = kernels(images, params)
+        _infer_image(photo, [(one[n], result[n]) for one, result in on_cpu], params, kind)
+    for one, result in pairs:
+        if one.device.type != "cpu":
+            features, compat = _kernels(photos.to(one.device), params)
             for m in range(one.shape[1]):
-                energy = _energies(one[:, m], kind, size)
-                results[k][:, m] = ops.dense_crf(energy, features, compat, params.iterations, params.normalization)
+                energy = _energies(one[:, m], kind, photos.shape[2:])
+                result[:, m] = ops.dense_crf(energy, features, compat, params.iterations, params.normalization)
     return results
 
 
-def kernels(images: Tensor, params: CRFParameters) -> tuple[list[Tensor], list[float]]:
+def _infer_image(photo: np.ndarray, pairs: Sequence[tuple[Tensor, Tensor]], params: CRFParameters, kind: str) -> None:
+    """Q of scores (M, K, h, w) into results (M, K, H, W), of several such pairs and one photo uint8 (H, W, 3)."""
+    size = torch.Size(photo.shape[:2])
+    classes = max(scores.shape[1] for scores, _ in pairs)
+    model = photo_model(np.ascontiguousarray(photo), classes, params)
+    for scores, results in pairs:
+        for one, result in zip(scores, results, strict=True):
+            energy = _energies(one[None], kind, size)[0].flatten(1).numpy()
+            # Classes that this map lacks are forbidden, which changes nothing for the others.
+            missing = np.full((classes - len(energy), energy.shape[1]), np.inf, np.float32)
+            model.setUnaryEnergy(np.concatenate([energy, missing]) if len(missing) else energy)
+            Q = model.inference(params.iterations)[: len(energy)]
+            result.copy_(torch.from_numpy(Q).reshape(result.shape))
+
+
+def _kernels(images: Tensor, params: CRFParameters) -> tuple[list[Tensor], list[float]]:
     """Features and compatibilities of images (N, C, H, W). A kernel of weight 0 adds nothing: its lattice is spared."""
     features, compat = [], []
     if params.pos_w != 0:
