@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab_fast.crf.parameters import PRESETS, CRFParameters, parameters
 from deeplab_fast.crf.refining import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels, refine
+from deeplab_fast.crf.volumes import Volume, read_volume
 from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_kind
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ __all__ = [
     "BuiltCRF",
     "CRFParameters",
     "DatasetResult",
+    "Volume",
     "batched_crf",
     "build",
     "densecrf",
     "parameters",
     "probabilities_from_labels",
     "probabilities_from_scores",
+    "read_volume",
     "refine",
     "refine_dataset",
     "resize_scores",
