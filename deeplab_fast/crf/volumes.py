@@ -65,8 +65,7 @@ def read_volume(
         ModuleNotFoundError: for NIfTI without nibabel, saying how to install it.
         ValueError: for another ending, an unreadable file, another number of axes, or files that do not fit.
     """
-    one = isinstance(paths, (str, os.PathLike))
-    parts = [_read(Path(path)) for path in ([paths] if one else paths)]  # type: ignore[list-item]
+    parts = [_read(Path(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     if not parts:
         raise ArgumentError("paths", paths, "at least one file")
     first = parts[0]
