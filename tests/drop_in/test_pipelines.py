@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from photos import PHOTOS, photo, scores
 pytest.importorskip("pydensecrf")
 torch = pytest.importorskip("torch")
 
-from deeplab_fast import compat  # noqa: E402
+from deeplab_fast import compat, crf  # noqa: E402
 from deeplab_fast.pydensecrf import densecrf, utils  # noqa: E402
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -80,3 +81,26 @@ def test_the_drop_in_gives_the_same_labels(name, monkeypatch):
 @pytest.mark.parametrize("name", INSTEAD)
 def test_a_changed_import_gives_the_same_labels(name):
     assert_same_labels(run(name, INSTEAD[name]), by_pydensecrf(name))
+
+
+# --- docs/pipelines.md -----------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+
+
+def test_the_imports_of_the_page():
+    imports = re.findall(r"`(from deeplab_fast[^`]*|import deeplab_fast[^`]*)`", PAGE.read_text())
+    assert len(imports) >= 6
+    for line in imports:
+        exec(line, {})
+
+
+def test_the_parameters_of_the_page():
+    rows = re.findall(r"^\| (`.*?`) \| ([\d., ]+) \| ([\d., ]+) \|", PAGE.read_text(), re.M)
+    found = {}
+    for names, spatial, bilateral in rows:
+        for name in re.findall(r"`([\w-]+)`", names):
+            found[name] = tuple(float(number) for number in f"{spatial}, {bilateral}".split(", "))
+    assert found == {
+        name: (one.pos_w, one.pos_xy_std, one.bi_w, one.bi_xy_std, one.bi_rgb_std) for name, one in crf.PRESETS.items()
+    }
