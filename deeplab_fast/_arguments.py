@@ -49,11 +49,8 @@ def check_query_features(query_features: Tensor, features: Tensor) -> None:
     fits = query_features.ndim >= 3 and query_features.shape[:2] == features.shape[:2]
     if not fits or 0 in query_features.shape[2:]:
         wanted = f"({features.shape[0]}, {features.shape[1]}, *T) with every axis of T at least 1, to go with features"
-        raise ValueError(f"query_features: shape is {shape_of(query_features)}, should be {wanted}")
-    if query_features.device != features.device:
-        raise ValueError(
-            f"query_features: device is {query_features.device}, should be {features.device}, that of features"
-        )
+        raise ArgumentError("query_features", shape_of(query_features), wanted, what="shape")
+    check_device("query_features", query_features, "features", features)
 
 
 def check_crf_arguments(

@@ -182,3 +182,14 @@ def test_gradients_of_a_volume():
     to_image, to_prob = torch.autograd.grad(Q[0].square().sum(), [image, prob])
     assert to_image.abs().max() > 0
     assert to_prob.abs().max() > 0
+
+
+def test_normalizations_have_one_number_everywhere():
+    pytest.importorskip("torch")
+    from deeplab_fast import _arguments
+    from deeplab_fast.crf.parameters import NORMALIZATIONS
+    from deeplab_fast.pydensecrf.densecrf import NormalizationType
+
+    assert {name: number for number, name in enumerate(NORMALIZATIONS)} == _arguments.NORMALIZATIONS
+    named = ["NO_NORMALIZATION" if name == "none" else f"NORMALIZE_{name.upper()}" for name in NORMALIZATIONS]
+    assert [one.name for one in NormalizationType] == named
