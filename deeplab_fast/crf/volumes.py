@@ -10,7 +10,7 @@ import importlib.util
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +24,15 @@ from deeplab_fast.errors import ArgumentError, one_of
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["NIFTI_ENDINGS", "VOLUME_ENDINGS", "Volume", "is_volume_file", "read_volume", "write_labels"]
+__all__ = [
+    "NIFTI_ENDINGS",
+    "VOLUME_ENDINGS",
+    "Volume",
+    "is_volume_file",
+    "labels_writer",
+    "read_volume",
+    "write_labels",
+]
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".npy")
@@ -84,7 +92,14 @@ def read_volume(
 
 
 def write_labels(path: str | os.PathLike[str], labels: ArrayLike, like: Volume | None = None) -> None:
-    """Write labels (D, H, W), whole numbers, as NIfTI or `.npy`, whole or not at all.
+    """Write labels (D, H, W), whole or not at all; arguments and errors as those of :func:`labels_writer`."""
+    files.atomic_write(path, labels_writer(path, labels, like))
+
+
+def labels_writer(
+    path: str | os.PathLike[str], labels: ArrayLike, like: Volume | None = None
+) -> Callable[[BinaryIO], object]:
+    """A function that writes labels (D, H, W) to an open file, as NIfTI or `.npy`, whichever the name says.
 
     Args:
         path: ending in .nii, .nii.gz or .npy.
@@ -110,11 +125,7 @@ def write_labels(path: str | os.PathLike[str], labels: ArrayLike, like: Volume |
         buffer = io.BytesIO()
         np.save(buffer, labels)
         content = buffer.getvalue()
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    files.atomic_write(path, write)
+    return files.writer_of(content)
 
 
 def _size(volume: Volume) -> str:
