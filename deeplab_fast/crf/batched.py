@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ def batched_crf(
 
     There is no pool: on a CPU images are taken in turn, each on all threads (`torch.get_num_threads`); on a GPU the
     batch is one call. It may be called in a worker of a `DataLoader` or of a forked pool, whatever parent and worker
-    did with torch: in worker processes it computes on one thread, as torch's threads do not survive a fork. No
-    gradient; `deeplab_fast.nn.DenseCRF` has one.
+    did with torch: in worker processes it computes on one thread, as torch's threads do not survive a fork
+    (`deeplab_fast.pydensecrf.set_num_threads` gives inference more). No gradient; `deeplab_fast.nn.DenseCRF` has one.
 
     Several score maps of an image, such as those of a linear and a cluster probe, or of several networks, share the
     image's lattices on a CPU: as an axis after the batch's where they are of one shape, else as a list of tensors. (On
@@ -198,31 +199,48 @@ def _range_of(low: float, high: float) -> str:
 
 # --- Processes -----------------------------------------------------------------------------------------------------
 
+
+class _OneThread:
+    """While any Python thread is inside, torch computes on one thread; then on as many as before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = torch.get_num_threads()
+            torch.set_num_threads(1)  # OpenMP keeps a number for each of Python's threads
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.set_num_threads(self._before)
+
+
+_one_thread = _OneThread()
 _forked = False
 
 
-def _note_fork() -> None:
-    global _forked
-    _forked = True
+def _after_fork() -> None:
+    global _forked, _one_thread
+    _forked, _one_thread = True, _OneThread()  # another thread may have held the lock when this process was forked
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextlib.contextmanager
-def threads_of_this_process() -> Iterator[None]:
+def threads_of_this_process() -> AbstractContextManager[None]:
     """In a worker process, forked or not, torch computes on one thread within.
 
-    A child has its parent's list of OpenMP's threads, but not the threads: to share work with them is to wait for ever.
+    A forked child has its parent's list of OpenMP's threads, but not the threads: to share work with them is to wait
+    for ever.
     """
-    # The child of a pool may import this only after it was forked.
-    if not (_forked or multiprocessing.parent_process() is not None):
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    # The child of a pool may have imported this only after it was forked.
+    worker = _forked or multiprocessing.parent_process() is not None
+    return _one_thread if worker else nullcontext()

@@ -183,7 +183,7 @@ def _nifti(labels: NDArray[Any], like: Volume | None, compressed: bool) -> bytes
 
 def _nibabel() -> Any:
     if importlib.util.find_spec("nibabel") is None:
-        raise ModuleNotFoundError("NIfTI is read through nibabel: pip install 'deeplab-fast[medical]'")
+        raise ModuleNotFoundError("NIfTI is read through nibabel, which is not installed: pip install nibabel")
     import nibabel
 
     return nibabel

@@ -189,6 +189,21 @@ def test_a_forked_pool_does_not_hang(several_threads, work):
     assert torch.get_num_threads() == 3
 
 
+def _from_several_threads(_: int) -> tuple[bool, int]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: batched_crf(LARGE, LOGITS, "irn").numpy(), range(8)))
+    return all(np.array_equal(Q, found[0]) for Q in found), torch.get_num_threads()  # torch.equal would hang here
+
+
+@forking
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_from_several_threads_of_a_forked_process(several_threads):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map_async(_from_several_threads, [0]).get(timeout=WAIT) == [(True, 3)]
+
+
 class Refined(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 4
