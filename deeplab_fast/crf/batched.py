@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import overload
 
 import numpy as np
 import torch
@@ -29,6 +30,24 @@ KINDS = ("logits", "probabilities")
 LOWEST, HIGHEST = -3.0, 3.5
 
 
+@overload
+def batched_crf(
+    images: Tensor,
+    logits: Tensor,
+    params: str | CRFParameters = "deeplab",
+    *,
+    kind: str = "logits",
+    image_range: str = "auto",
+) -> Tensor: ...
+@overload
+def batched_crf(
+    images: Tensor,
+    logits: Sequence[Tensor],
+    params: str | CRFParameters = "deeplab",
+    *,
+    kind: str = "logits",
+    image_range: str = "auto",
+) -> list[Tensor]: ...
 def batched_crf(
     images: Tensor,
     logits: Tensor | Sequence[Tensor],
