@@ -9,9 +9,9 @@ mean-field inference, algorithm 1. Presets are parameter sets that well-known se
 
 from __future__ import annotations
 
-from deeplab_fast.crf.dataset import DatasetResult, refine_dataset
 from typing import TYPE_CHECKING, Any
 
+from deeplab_fast.crf.dataset import DatasetResult, refine_dataset
 from deeplab_fast.crf.parameters import PRESETS, CRFParameters, parameters
 from deeplab_fast.crf.refining import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels, refine
 from deeplab_fast.crf.volumes import Volume, read_volume
