@@ -8,6 +8,9 @@ from volumes import SPACING, generic_interface, volume
 
 from deeplab_fast import crf
 
+# The layer and `refine` have the same features, to the bit (a test below), but add up in an order of their own: as far
+# apart as elsewhere, tests/nn/test_nn_dense_crf.py.
+LAYER = 1e-5
 PARAMS = crf.CRFParameters(pos_w=3, pos_xy_std=2, bi_w=5, bi_xy_std=9)
 
 
@@ -139,14 +142,14 @@ def test_the_layer_gives_the_same(modalities):
     images, probs = (torch.from_numpy(np.stack([one[k] for one in cases])) for k in (0, 2))
     batch = layer(images, probs)
     for n, Q in enumerate(expected):
-        np.testing.assert_allclose(batch[n].numpy(), Q, atol=1e-6)
-        np.testing.assert_allclose(layer(images[n], probs[n]).numpy(), Q, atol=1e-6)
-        np.testing.assert_allclose(layer(cases[n][0], cases[n][2]), Q, atol=1e-6)
+        np.testing.assert_allclose(batch[n].numpy(), Q, atol=LAYER)
+        np.testing.assert_allclose(layer(images[n], probs[n]).numpy(), Q, atol=LAYER)
+        np.testing.assert_allclose(layer(cases[n][0], cases[n][2]), Q, atol=LAYER)
     if modalities == 3:  # no RGB
         assert (images > 255).any()
     plain = nn.DenseCRF(10, 3, 2, 5, 9, cases[0][1])  # five axes are a batch of volumes, without more words
     expected = crf.refine(cases[1][0], cases[1][2], params)
-    np.testing.assert_allclose(plain(images, probs)[1].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(plain(images, probs)[1].numpy(), expected, atol=LAYER)
     assert repr(nn.DenseCRF(spacing=SPACING)).endswith("spacing=(3, 1, 1))")
 
 
@@ -157,7 +160,7 @@ def test_the_layer_on_photos_with_spacing():
     image, prob = photo_and_scores(3)
     params = crf.parameters("irn", bi_rgb_std=30)
     Q = nn.DenseCRF.preset("irn", bi_rgb_std=30, spacing=(2, 1))(image, prob)
-    np.testing.assert_allclose(Q, crf.refine(image, prob, params, spacing=(2, 1)), atol=1e-6)
+    np.testing.assert_allclose(Q, crf.refine(image, prob, params, spacing=(2, 1)), atol=LAYER)
     for spacing in ((1, 1, 1, 1), (1,)):
         with pytest.raises(ValueError, match=r"spacing: is .*, should be two positive numbers for photos, or three"):
             nn.DenseCRF(spacing=spacing)
@@ -193,3 +196,20 @@ def test_normalizations_have_one_number_everywhere():
     assert {name: number for number, name in enumerate(NORMALIZATIONS)} == _arguments.NORMALIZATIONS
     named = ["NO_NORMALIZATION" if name == "none" else f"NORMALIZE_{name.upper()}" for name in NORMALIZATIONS]
     assert [one.name for one in NormalizationType] == named
+
+
+def test_the_layers_features_are_the_bits_of_pydensecrfs():
+    torch = pytest.importorskip("torch")
+    from deeplab_fast.crf.features import bilateral_features, spatial_features
+    from deeplab_fast.pydensecrf import utils
+
+    image, deviations, _ = volume()
+    tensor = torch.from_numpy(image)[None]
+    sdims = [7 / one for one in SPACING]
+    expected = utils.create_pairwise_bilateral(sdims, deviations, image, chdim=0)
+    np.testing.assert_array_equal(bilateral_features(tensor, 7, deviations, SPACING)[0].flatten(1).numpy(), expected)
+    expected = utils.create_pairwise_gaussian(sdims, image.shape[1:])
+    np.testing.assert_array_equal(spatial_features(tensor, 7, SPACING)[0].flatten(1).numpy(), expected)
+    photo = torch.from_numpy(photo_and_scores(3)[0]).permute(2, 0, 1)[None]
+    expected = utils.create_pairwise_gaussian([25, 50], photo.shape[2:])[::-1]  # x before y
+    np.testing.assert_array_equal(spatial_features(photo, 50, (2, 1))[0].flatten(1).numpy(), expected)
