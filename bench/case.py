@@ -61,6 +61,7 @@ class Case:
 
     inputs() makes what the backends get. The first backend is the peer that others are compared with: error(result,
     expected) says how far a result is from the peer's, and more than `allowed` is a failure; None compares nothing.
+    Where results are meant to differ, quality(result) says how good one is: its mean IoU, 0..1.
     """
 
     op: str
@@ -69,6 +70,7 @@ class Case:
     backends: Mapping[str, Backend]
     error: Callable[[Any, Any], float] | None
     allowed: float = 0.0
+    quality: Callable[[Any], float] | None = None
     stages: tuple[str, ...] = ()
     quick: bool = False  # part of the short selection
     memory: float = 0  # bytes that the most demanding backend takes, roughly; left out where there is less

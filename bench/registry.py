@@ -15,13 +15,15 @@ from bench.cases import (
     networks,
     pairwise_energy,
     permutohedral_filter,
+    refinement,
     system,
     upsample,
+    volume,
 )
 
 # An op adds its module here. Whole networks and the system come last.
 MODULES = (
-    *(dense_crf, pairwise_energy, crf_as_rnn, permutohedral_filter),
+    *(dense_crf, volume, refinement, pairwise_energy, crf_as_rnn, permutohedral_filter),
     *(aspp_sum, atrous_conv2d, upsample, networks, system),
 )
 

@@ -46,6 +46,9 @@ def _print_measurements(run: Run, rows: list, unit: str, title: str) -> None:
         table.add_column(column, overflow="fold")
     for column in ("rounds", "median", "best", "× median", "× best"):
         table.add_column(column, justify="right", no_wrap=True)
+    graded = any(row.quality is not None for row in rows)
+    if graded:
+        table.add_column("mIoU %", justify="right", no_wrap=True)
     last = (None, None)
     for row in rows:
         new_case, new_stage = row.case != last[0], (row.case, row.stage) != last
@@ -60,6 +63,7 @@ def _print_measurements(run: Run, rows: list, unit: str, title: str) -> None:
             _figure(factor * row.best),
             _times(run.times_better(row, median)),
             _times(run.times_better(row, best)),
+            *[f"{100 * row.quality:.1f}" if row.quality is not None else ""] * graded,
             style="bold" if row.stage == WHOLE else None,
         )
         last = (row.case, row.stage)

@@ -36,6 +36,7 @@ class Measurement:
     unit: str  # of the samples: "s" or "B"
     samples: list[float]
     error: float | None = None  # how far the result is from the peer's; None for the peer
+    quality: float | None = None  # mean IoU, 0..1, where results are meant to differ
 
     @property
     def case(self) -> str:

@@ -40,6 +40,7 @@ class Outcome:
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # backend, stage -> seconds, one a round
     errors: dict[str, float] = field(default_factory=dict)  # backend -> how far its result is from the peer's
+    qualities: dict[str, float] = field(default_factory=dict)  # backend -> how good its result is, by the case
     failures: dict[str, str] = field(default_factory=dict)  # backend -> why
 
     def add(self, name: str, seconds: Seconds) -> None:
@@ -109,6 +110,8 @@ def _first_round(
                 error = outcome.errors[name] = case.error(result, expected)
                 if not error <= case.allowed:  # or NaN
                     raise ValueError(f"differs from {case.peer} by {error:.1e}, allowed are {case.allowed:.1e}")
+            if case.quality is not None:
+                outcome.qualities[name] = case.quality(result)
         except Exception as error:  # the other backends are still worth their times
             outcome.failures[name] = f"{type(error).__name__}: {error}"
             continue

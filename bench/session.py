@@ -46,13 +46,26 @@ def _add(run: Run, case: Case, outcome: Outcome) -> None:
     run.failures += [f"{case.name}, {name}: {why}" for name, why in outcome.failures.items()]
     for stage in (WHOLE, *case.stages):
         run.measurements += [
-            measurement(case, name, stages[stage], stage=stage, error=outcome.errors.get(name))
+            measurement(
+                case,
+                name,
+                stages[stage],
+                stage=stage,
+                error=outcome.errors.get(name),
+                quality=outcome.qualities.get(name),
+            )
             for name, stages in outcome.samples.items()
         ]
 
 
 def measurement(
-    case: Case, backend: str, samples: list[float], stage: str = WHOLE, unit: str = "s", error: float | None = None
+    case: Case,
+    backend: str,
+    samples: list[float],
+    stage: str = WHOLE,
+    unit: str = "s",
+    error: float | None = None,
+    quality: float | None = None,
 ) -> Measurement:
     return Measurement(
         op=case.op,
@@ -66,4 +79,5 @@ def measurement(
         unit=unit,
         samples=samples,
         error=error,
+        quality=quality,
     )

@@ -25,7 +25,7 @@ _LAZY = {
     "unpatch": "patching",
 }
 _MODULES = (
-    *("config", "crf", "data", "evaluation", "models", "nn", "ops", "patching", "pictures"),
+    *("compat", "config", "crf", "data", "evaluation", "models", "nn", "ops", "patching", "pictures"),
     *("pydensecrf", "reference", "training"),
 )
 
@@ -33,6 +33,7 @@ __all__ = ["__version__", *_LAZY, *_MODULES]
 
 
 if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as X` marks what is exported
+    from deeplab_fast import compat as compat
     from deeplab_fast import config as config
     from deeplab_fast import crf as crf
     from deeplab_fast import data as data

@@ -43,6 +43,16 @@ def check_filter_arguments(values: Tensor, features: Tensor) -> None:
     _check_features("features", features, "values", values)
 
 
+def check_query_features(query_features: Tensor, features: Tensor) -> None:
+    """Raise TypeError or ValueError for what cannot be queried of points with these features; values aside."""
+    check_floating("query_features", query_features)
+    fits = query_features.ndim >= 3 and query_features.shape[:2] == features.shape[:2]
+    if not fits or 0 in query_features.shape[2:]:
+        wanted = f"({features.shape[0]}, {features.shape[1]}, *T) with every axis of T at least 1, to go with features"
+        raise ArgumentError("query_features", shape_of(query_features), wanted, what="shape")
+    check_device("query_features", query_features, "features", features)
+
+
 def check_crf_arguments(
     unary: Tensor,
     features: Features,

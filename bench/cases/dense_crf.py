@@ -15,11 +15,12 @@ import deeplab_fast
 from bench.case import Backend, Case, Target
 from bench.cases.common import OURS, PYDENSECRF, different_labels, gpu_and_cpu, image_tensor, name_of
 from deeplab_fast import pydensecrf
-from deeplab_fast.crf import PRESETS, CRFParameters
-from deeplab_fast.nn.crf_inputs import bilateral_features, spatial_features
+from deeplab_fast.crf import CRFParameters, parameters
+from deeplab_fast.crf.features import bilateral_features, spatial_features
 from tests.support.photos import photo, unary
 
 THREADS = (1, 2)
+PRESETS = {name: parameters(name) for name in ("deeplab", "irn", "psa", "afa")}  # the others lie between these
 # name: (labels, labels that occur in the photo); the others have probability 1e-5 throughout, so one unary.
 LABELS = {"2": (2, 2), "21": (21, 21), "91": (91, 91), "182 sparse": (182, 20), "182 dense": (182, 182)}
 PHOTOS = {  # name: (photo, width, height)

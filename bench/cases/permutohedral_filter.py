@@ -13,7 +13,7 @@ from torch import Tensor
 import deeplab_fast
 from bench.case import Backend, Case, Target
 from bench.cases.common import OURS, PLAIN, THREADS, gpu_and_cpu, image_tensor, plain, relative_error
-from deeplab_fast.nn.crf_inputs import bilateral_features, spatial_features
+from deeplab_fast.crf.features import bilateral_features, spatial_features
 from tests.support.photos import photo
 
 # name: (standard deviation in position, in colour): the kernels of preset deeplab, and psa's wider bilateral one.

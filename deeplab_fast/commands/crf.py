@@ -1,4 +1,4 @@
-"""``deeplab-fast crf``: of a photo, or of a data set."""
+"""``deeplab-fast crf``: of a photo, a volume, or a data set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deeplab_fast.commands import crf_photo, crf_set
+from deeplab_fast.commands import crf_photo, crf_set, crf_volume
 from deeplab_fast.commands.common import WrongOption, WrongUse, option_errors, reported, warnings_as_notes
 from deeplab_fast.commands.options import (
     CRF,
     LABELS,
     SET,
+    VOLUME,
     Background,
     Debug,
     Key,
@@ -39,7 +40,7 @@ def crf_command(
         Path,
         typer.Argument(
             help="A photo; or a data set: a folder, a pattern in quotes ('data/*/images/*.jpg'), or a list, a .txt "
-            "with an image and its scores a line.",
+            "with an image and its scores a line; or a volume, .nii, .nii.gz or .npy, C×D×H×W or D×H×W.",
             show_default=False,
             readable=False,  # files are checked where they are read, which also says what they were for
         ),
@@ -49,7 +50,8 @@ def crf_command(
         typer.Option(
             "--out",
             "-o",
-            help="Result, a palette PNG in the VOC colours; of a data set the folder for them.",
+            help="Result, a palette PNG in the VOC colours; of a data set the folder for them, of a volume .nii.gz or "
+            ".npy.",
             show_default=False,
         ),
     ],
@@ -64,7 +66,10 @@ def crf_command(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(rich_help_panel=CRF, help="CRF parameters: deeplab, irn, psa or afa.")
+        str,
+        typer.Option(
+            rich_help_panel=CRF, help="Parameters of a method: deeplab, irn, psa, afa, toco, stego, cutler, …"
+        ),
     ] = "deeplab",
     pos_w: Annotated[float | None, typer.Option(rich_help_panel=CRF, help="Weight of the spatial kernel.")] = None,
     pos_xy_std: Annotated[
@@ -75,7 +80,12 @@ def crf_command(
         float | None, typer.Option(rich_help_panel=CRF, help="Its standard deviation in position, pixels.")
     ] = None,
     bi_rgb_std: Annotated[
-        float | None, typer.Option(rich_help_panel=CRF, help="Its standard deviation in colour, of 0..255.")
+        str | None,
+        typer.Option(
+            rich_help_panel=CRF,
+            help="Its standard deviation in colour, of 0..255; or one for each channel: 40,60.",
+            show_default=False,
+        ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(rich_help_panel=CRF, help="Mean-field iterations.")] = None,
     kind: Kind = "auto",
@@ -156,13 +166,28 @@ def crf_command(
             "--compare", rich_help_panel=SET, help="Show the images that changed most, before and after, as a web page."
         ),
     ] = False,
+    modality: Annotated[
+        list[Path] | None,
+        typer.Option(
+            rich_help_panel=VOLUME, help="A file of further modalities; may be given more than once.", readable=False
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=VOLUME,
+            help="Distance of neighbouring slices, rows and columns, which deviations in position are in the unit of: "
+            "3,1,1 (default: as NIfTI says, else 1,1,1).",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Refine class scores, or rough labels, with a fully connected CRF: of a photo, or of a data set."""
+    """Refine class scores, or rough labels, with a fully connected CRF: of a photo, a volume, or a data set."""
     with reported("crf", debug), warnings_as_notes(), input_errors():
         overrides = {
             "pos_w": pos_w, "pos_xy_std": pos_xy_std, "bi_w": bi_w, "bi_xy_std": bi_xy_std,
-            "bi_rgb_std": bi_rgb_std, "iterations": iterations,
+            "bi_rgb_std": _deviations(bi_rgb_std), "iterations": iterations,
         }  # fmt: skip
         params = _parameters(preset, overrides)
         check_scores_options(kind, layout, labels=True)
@@ -180,6 +205,9 @@ def crf_command(
             "root": root, "jobs": jobs, "memory": memory, "skip_existing": skip_existing,
             "skip_missing": skip_missing, "shard": shard, "labels": labels, "compare": compare,
         }  # fmt: skip
+        if (modality or spacing is not None) and not crf_volume.is_volume(images):
+            option = "--modality" if modality else "--spacing"
+            raise WrongUse(f"{option} belongs to a volume, {images} is none: .nii, .nii.gz or .npy")
         if crf_set.is_set(images, scores):
             if overlay_to is not None:
                 raise WrongUse(f"--overlay-to belongs to one photo, {images} is a data set: --overlay")
@@ -194,11 +222,32 @@ def crf_command(
             raise WrongUse(f"{given[0]} belongs to a data set, {images} is none: a folder, a pattern or a list")
         if scores is None:
             raise WrongUse(f"SCORES is missing: the scores, or rough labels, of {images}")
+        if crf_volume.is_volume(images):
+            if overlay or overlay_to is not None or palette is not None:
+                raise WrongUse(f"--overlay, --overlay-to and --palette belong to photos, {images} is a volume")
+            across = crf_volume.parsed_spacing(spacing)
+            crf_volume.refine(
+                crf_volume.Request(
+                    images, scores, out, params, how, tuple(modality or ()), across, save_probabilities, threads
+                )
+            )
+            return
         crf_photo.refine(
             crf_photo.Request(
                 images, scores, out, params, how, overlay, overlay_to, save_probabilities, threads, colours
             )
         )
+
+
+def _deviations(text: str | None) -> float | tuple[float, ...] | None:
+    """What --bi-rgb-std says."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise WrongOption("--bi-rgb-std", text, "a number, or one for each channel, as in 40,60") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _parameters(preset: str, overrides: dict[str, Any]) -> CRFParameters:

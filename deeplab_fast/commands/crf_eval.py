@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from deeplab_fast.commands.options import (
     check_scores_options,
 )
 
+if TYPE_CHECKING:
+    from deeplab_fast.evaluation.crf_search import SearchResult
+
 Values = Annotated[str | None, typer.Option(help="Values to try, separated by commas.")]
 
 
@@ -37,6 +40,13 @@ def crf_eval_command(
         Path, typer.Option(help="Folder of scores, as eval --save-scores writes: NAME.npz.", show_default=False)
     ],
     set: Set = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Presets to start from, separated by commas, or all (default: the configuration's parameters).",
+            show_default=False,
+        ),
+    ] = None,
     pos_w: Values = None,
     pos_xy_std: Values = None,
     bi_w: Values = None,
@@ -54,7 +64,7 @@ def crf_eval_command(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Search the parameters of the CRF on saved scores. Those not given stay as in the configuration."""
+    """Search the parameters of the CRF on saved scores. Those not given are the configuration's, or the presets'."""
     with reported("crf-eval", debug), warnings_as_notes():
         given = {
             "pos_w": pos_w, "pos_xy_std": pos_xy_std, "bi_w": bi_w, "bi_xy_std": bi_xy_std,
@@ -62,6 +72,7 @@ def crf_eval_command(
         }  # fmt: skip
         grid = {name: _numbers(name, values) for name, values in given.items() if values is not None}
         check_scores_options(kind, layout)
+        presets = None if preset is None else _presets(preset)
         read = configuration(config, set)
         from rich.console import Console
 
@@ -70,8 +81,6 @@ def crf_eval_command(
         from deeplab_fast.evaluation import crf_search
 
         path = out or read.output / "crf-eval.csv"
-        params = build.crf_parameters(read.crf)
-        grid = {name: grid.get(name, [getattr(params, name)]) for name in given}
         dataset = build.make_dataset(read.data, read.data.val if split is None else split)
         inputs = build.inputs_of(read, [dataset], config, *crf_search.score_files(logits, dataset).values())
         files.check_destination(path, inputs, new_folder=True)
@@ -87,13 +96,44 @@ def crf_eval_command(
                 skip_missing=skip_missing,
                 limit=limit,
                 random=random,
+                presets=presets or [build.crf_parameters(read.crf)],
                 progress=progress,
                 device=chosen,
             )
         Console().print(crf_search.table(results))
         path.parent.mkdir(parents=True, exist_ok=True)
         crf_search.write_table(path, results)
+        typer.echo(_advice(results))
         typer.echo(f"written: {path}")
+
+
+def _presets(names: str) -> list[str]:
+    from deeplab_fast import crf
+    from deeplab_fast.errors import one_of
+
+    if names == "all":
+        return list(crf.PRESETS)
+    chosen = names.split(",")
+    if not all(name in crf.PRESETS for name in chosen):
+        raise WrongOption("--preset", names, f"all, or one or more of {one_of([*crf.PRESETS])}, separated by commas")
+    return chosen
+
+
+def _advice(results: list[SearchResult]) -> str:
+    """The lines that use the best parameters, in the command and in a configuration."""
+    from deeplab_fast.evaluation import crf_search
+
+    without, best = results[0], results[1]
+    if best.params is None or not best.mean_iou > without.mean_iou:
+        return "none of them is better than no CRF"
+    preset, changes = crf_search.differences(best.params)
+    shown = {name: value if isinstance(value, str) else f"{value:g}" for name, value in changes.items()}
+    entries = "".join(f", {name}: {value}" for name, value in shown.items())
+    lines = [f"best, in a configuration: crf: {{preset: {preset}{entries}}}"]
+    if "normalization" not in changes:  # for which crf has no option
+        options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in shown.items())
+        lines.append(f"best, for photos: deeplab-fast crf IMAGES SCORES -o DIR --preset {preset}{options}")
+    return "\n".join(lines)
 
 
 def _numbers(name: str, values: str) -> list[float]:

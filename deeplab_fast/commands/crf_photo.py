@@ -66,7 +66,7 @@ def refine(request: Request) -> None:
     Q, seconds = _refine(photo, given.prob, request.params, request.threads)
     labels = given.labels(Q)
     _write(request, photo, given, Q, labels)
-    _report(request, given, labels, seconds)
+    report(given, labels, seconds, request.outputs, request.palette)
 
 
 def _check_outputs(request: Request) -> None:
@@ -120,7 +120,14 @@ def _write(
     files.atomic_write_all(writers)
 
 
-def _report(request: Request, given: CRFInput, labels: NDArray[np.int64], seconds: dict[str, float]) -> None:
+def report(
+    given: CRFInput,
+    labels: NDArray[np.int64],
+    seconds: dict[str, float],
+    written: list[Path],
+    palette: NDArray[np.uint8] | None = None,
+    unit: str = "pixels",
+) -> None:
     """Print what changed, class by class, and the time."""
     import numpy as np
     from rich.console import Console
@@ -130,7 +137,7 @@ def _report(request: Request, given: CRFInput, labels: NDArray[np.int64], second
     from deeplab_fast import pictures, pydensecrf
     from deeplab_fast.crf import inputs
 
-    palette = pictures.voc_palette() if request.palette is None else request.palette
+    palette = pictures.voc_palette() if palette is None else palette
     table = Table("class", box=None, pad_edge=False)
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
@@ -146,9 +153,9 @@ def _report(request: Request, given: CRFInput, labels: NDArray[np.int64], second
     labelled = given.before != inputs.UNSURE
     count, of = int((given.before != labels)[labelled].sum()), int(labelled.sum())
     decided = f", {labels.size - of:,} unsure ones were decided" if of < labels.size else ""
-    typer.echo(f"{count:,} of {of:,} pixels changed ({100 * count / of:.1f} %){decided}")
+    typer.echo(f"{count:,} of {of:,} {unit} changed ({100 * count / of:.1f} %){decided}")
     total = sum(seconds.values())
     parts = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
     threads = pydensecrf.get_num_threads()
     typer.echo(f"{1000 * total:.0f} ms: {parts}; {threads} thread{'s' if threads > 1 else ''}")
-    typer.echo("written: " + ", ".join(map(str, request.outputs)))
+    typer.echo("written: " + ", ".join(map(str, written)))

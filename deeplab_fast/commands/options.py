@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deeplab_fast.pictures.label_values import LabelValues
 
 # Headings of the options in --help.
-SCORES, LABELS, CRF, SET = "Scores", "Labels", "CRF parameters", "Data sets"
+SCORES, LABELS, CRF, SET, VOLUME = "Scores", "Labels", "CRF parameters", "Data sets", "Volumes"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Config = Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,8 +19,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from deeplab_fast.errors import ArgumentError
+from deeplab_fast.crf import PRESETS
+from deeplab_fast.errors import ArgumentError, one_of
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -122,16 +125,26 @@ class TrainingConfig(_Section):
     tensorboard: bool = False
 
 
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise PydanticCustomError("preset", "Input should be {presets}", {"presets": one_of([*map(repr, PRESETS)])})
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_known_preset)]
+
+
 class CRFConfig(_Section):
     """Parameters of the CRF in evaluation: a preset of `deeplab_fast.nn.DenseCRF`, and what differs from it."""
 
-    preset: Literal["deeplab", "irn", "psa", "afa"] = "deeplab"
+    preset: Preset = "deeplab"
     pos_w: NonNegative | None = None
     pos_xy_std: PositiveFloat | None = None
     bi_w: NonNegative | None = None
     bi_xy_std: PositiveFloat | None = None
     bi_rgb_std: PositiveFloat | None = None
     iterations: Annotated[int, Field(ge=0)] | None = None
+    normalization: Literal["none", "before", "after", "symmetric"] | None = None
 
 
 class EvaluationConfig(_Section):

@@ -1,40 +1,67 @@
-"""One image through the dense CRF."""
+"""One image, or one volume, through the dense CRF."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deeplab_fast.crf.parameters import CRFParameters, parameters
+from deeplab_fast.crf.parameters import NORMALIZATIONS, CRFParameters, parameters
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from deeplab_fast.pydensecrf.densecrf import DenseCRF, DenseCRF2D
+
 # A label without any support still gets this probability, so that its energy -log(p) stays finite.
 CLIP = 1e-5
 
 
-def refine(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
-    """Refine class probabilities with a fully connected CRF.
+def refine(
+    image: ArrayLike,
+    prob: ArrayLike,
+    params: str | CRFParameters = "deeplab",
+    *,
+    spacing: Sequence[float] | None = None,
+) -> NDArray[np.float32]:
+    """Refine class probabilities of a photo or a volume with a fully connected CRF.
+
+    A photo's features are (x, y, channels), as those of pydensecrf's two-dimensional methods; a volume's are (z, y, x,
+    channels), as pydensecrf's ``create_pairwise_gaussian`` and ``create_pairwise_bilateral`` make them.
 
     Args:
-        image: uint8 (H, W, 3), the photo in RGB, values 0..255.
-        prob: (K, H, W), any float dtype: probabilities of the K classes at each pixel.
+        image: a photo (H, W, C), uint8 if its three channels are RGB, else any real dtype in any unit. Or a volume
+            (C, D, H, W), C modalities in any unit and any real dtype, or (D, H, W) for one; or a batch of such,
+            (N, C, D, H, W). ``bi_rgb_std`` is the channels' standard deviation, or there is one for each.
+        prob: (K, H, W), or (K, D, H, W) for a volume, or (N, K, D, H, W), any float dtype: probabilities of the K
+            classes at each pixel or voxel.
         params: a :class:`CRFParameters` or the name of a preset.
+        spacing: distance of neighbours along each spatial axis, in the array's order: (height, width) or (depth,
+            height, width), say in millimetres. ``pos_xy_std`` and ``bi_xy_std`` are in that unit then: each axis'
+            deviation in pixels or voxels is the deviation divided by its spacing. Default: 1, so they are in pixels.
 
     Returns:
-        Q, float32 (K, H, W), C-contiguous: the mean-field marginals; they sum to 1 over K.
+        Q, float32, the shape of ``prob``, C-contiguous: the mean-field marginals; they sum to 1 over K.
 
     Raises:
-        TypeError: for an image that is not uint8.
-        ValueError: for shapes that do not fit, or values of ``prob`` outside 0..1 (NaN included).
+        TypeError: for a photo of three channels that is not uint8, or an image of no real numbers.
+        ValueError: for shapes that do not fit, a number of deviations or spacings that is not that of the channels or
+            axes, NaN or Inf in the image, or values of ``prob`` outside 0..1 (NaN included).
     """
-    return build(image, prob, params).infer()
+    if np.ndim(prob) != 5:
+        return build(image, prob, params, spacing).infer()
+    volumes, prob = np.asarray(image), np.asarray(prob)
+    if volumes.ndim != 5 or len(volumes) != len(prob):
+        raise ArgumentError("image", volumes.shape, f"(N, C, D, H, W) with N = {len(prob)}, as prob", what="shape")
+    Q = np.empty(prob.shape, np.float32)
+    for n, (volume, one) in enumerate(zip(volumes, prob, strict=True)):
+        Q[n] = build(volume, one, params, spacing).infer()
+    return Q
 
 
 def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
@@ -45,41 +72,90 @@ def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParamet
 
 @dataclass(frozen=True)
 class BuiltCRF:
-    """A CRF whose energies and kernels are set up: ``crf`` is the ``DenseCRF2D``, ``shape`` is (K, H, W)."""
+    """A CRF whose energies and kernels are set up: ``crf``, a ``DenseCRF``, and ``shape``, that of Q."""
 
     crf: Any
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     iterations: int
 
     def infer(self, iterations: int | None = None) -> NDArray[np.float32]:
-        """Q, float32 (K, H, W), after ``iterations`` mean-field iterations (default: the parameters')."""
+        """Q, float32 of that shape, after ``iterations`` mean-field iterations (default: the parameters')."""
         count = self.iterations if iterations is None else int(iterations)
         Q = np.asarray(self.crf.inference(count), dtype=np.float32)
         return np.ascontiguousarray(Q.reshape(self.shape))
 
 
-def build(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> BuiltCRF:
-    """The first half of :func:`refine`: check the input and build the CRF. Same arguments, same errors.
+def build(
+    image: ArrayLike,
+    prob: ArrayLike,
+    params: str | CRFParameters = "deeplab",
+    spacing: Sequence[float] | None = None,
+) -> BuiltCRF:
+    """The first half of :func:`refine`: check the input and build the CRF. Same arguments, but no batch; same errors.
 
     Apart, so that a caller can time the halves, or infer more than once.
+    """
+    from deeplab_fast.pydensecrf import utils
+
+    params = parameters(params)
+    photo = np.ndim(prob) != 4
+    checked = _checked_photo(image) if photo else _checked_volume(image)
+    prob = _checked_probabilities(prob, checked.shape[:2] if photo else checked.shape[1:])
+    model = (photo_model if photo else volume_model)(checked, len(prob), params, spacing)
+    model.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(prob, clip=CLIP)))
+    return BuiltCRF(model, prob.shape, params.iterations)
+
+
+def photo_model(
+    image: NDArray[Any], classes: int, params: CRFParameters, spacing: Sequence[float] | None = None
+) -> DenseCRF2D:
+    """The CRF of a photo (H, W, C), without a unary: one can be set and inferred again and again on the same lattices.
+
+    Three channels are RGB, uint8.
     """
     from deeplab_fast.pydensecrf import densecrf as dcrf
     from deeplab_fast.pydensecrf import utils
 
-    params = parameters(params)
-    image = _checked_image(image)
-    if isinstance(params.bi_rgb_std, tuple) and len(params.bi_rgb_std) != 3:
-        raise ArgumentError("bi_rgb_std", params.bi_rgb_std, "a number or three, one for each of R, G and B")
-    prob = _checked_probabilities(prob, image.shape[:2])
-    classes, height, width = prob.shape
-    crf = dcrf.DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(prob, clip=CLIP)))
+    height, width, channels = image.shape
+    across = checked_spacing(spacing, 2)
+    schan = _of_each_channel(params.bi_rgb_std, channels)
+    normalization = NORMALIZATIONS.index(params.normalization)
+    model = dcrf.DenseCRF2D(width, height, classes)
     # A kernel of weight 0 adds nothing to the energy: its lattice need not be built.
     if params.pos_w != 0:
-        crf.addPairwiseGaussian(sxy=params.pos_xy_std, compat=params.pos_w)
+        sxy = (params.pos_xy_std / across[1], params.pos_xy_std / across[0])
+        model.addPairwiseGaussian(sxy, params.pos_w, normalization=normalization)
     if params.bi_w != 0:
-        crf.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image, compat=params.bi_w)
-    return BuiltCRF(crf, (classes, height, width), params.iterations)
+        sxy = (params.bi_xy_std / across[1], params.bi_xy_std / across[0])
+        if channels == 3:
+            model.addPairwiseBilateral(sxy, schan, image, params.bi_w, normalization=normalization)
+        else:
+            features = utils.create_pairwise_bilateral(sxy[::-1], schan, image, chdim=2)
+            features[[0, 1]] = features[[1, 0]]  # x before y, as for three channels
+            model.addPairwiseEnergy(features, params.bi_w, normalization=normalization)
+    return model
+
+
+def volume_model(
+    volume: NDArray[Any], classes: int, params: CRFParameters, spacing: Sequence[float] | None = None
+) -> DenseCRF:
+    """The CRF of a volume (C, D, H, W), without a unary, as :func:`photo_model`."""
+    from deeplab_fast.pydensecrf import densecrf as dcrf
+    from deeplab_fast.pydensecrf import utils
+
+    grid = volume.shape[1:]
+    along = checked_spacing(spacing, len(grid))
+    schan = _of_each_channel(params.bi_rgb_std, len(volume))
+    normalization = NORMALIZATIONS.index(params.normalization)
+    model = dcrf.DenseCRF(math.prod(grid), classes)
+    if params.pos_w != 0:
+        sdims = [params.pos_xy_std / one for one in along]
+        model.addPairwiseEnergy(utils.create_pairwise_gaussian(sdims, grid), params.pos_w, normalization=normalization)
+    if params.bi_w != 0:
+        sdims = [params.bi_xy_std / one for one in along]
+        features = utils.create_pairwise_bilateral(sdims, schan, volume, chdim=0)
+        model.addPairwiseEnergy(features, params.bi_w, normalization=normalization)
+    return model
 
 
 def probabilities_from_labels(
@@ -135,19 +211,57 @@ def probabilities_from_labels(
     return prob
 
 
-def _checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def checked_spacing(spacing: Sequence[float] | None, axes: int) -> tuple[float, ...]:
+    """One positive number for each of some spatial axes; 1 each by default.
+
+    Raises:
+        ValueError: for another number of them, or what is not positive and finite.
+    """
+    if spacing is None:
+        return (1.0,) * axes
+    numbers = tuple(map(float, np.ravel(spacing)))
+    if len(numbers) != axes or not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise ArgumentError("spacing", spacing, f"{axes} positive numbers, one for each spatial axis")
+    return numbers
+
+
+def _of_each_channel(std: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if not isinstance(std, tuple):
+        return (std,) * channels
+    if len(std) != channels:
+        raise ArgumentError("bi_rgb_std", std, f"one number, or {channels}, one for each channel of the image")
+    return std
+
+
+def _checked_photo(image: ArrayLike) -> NDArray[Any]:
     image = np.asarray(image)
-    if image.dtype != np.uint8:
-        raise ArgumentTypeError("image", image.dtype, "uint8", what="dtype")
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ArgumentError("image", image.shape, "(H, W, 3), not empty", what="shape")
-    return np.ascontiguousarray(image)
+    if image.ndim != 3 or image.size == 0:
+        raise ArgumentError("image", image.shape, "(H, W, C), not empty", what="shape")
+    if image.shape[2] == 3 and image.dtype != np.uint8:
+        raise ArgumentTypeError("image", image.dtype, "uint8, being RGB", what="dtype")
+    return np.ascontiguousarray(_finite(image))
 
 
-def _checked_probabilities(prob: ArrayLike, size: tuple[int, int]) -> NDArray[np.float32]:
+def _checked_volume(image: ArrayLike) -> NDArray[Any]:
+    image = np.asarray(image)
+    if image.ndim not in (3, 4) or image.size == 0:
+        raise ArgumentError("image", image.shape, "(C, D, H, W) or (D, H, W), not empty", what="shape")
+    return _finite(image if image.ndim == 4 else image[None])
+
+
+def _finite(image: NDArray[Any]) -> NDArray[Any]:
+    if image.dtype.kind not in "biuf":
+        raise ArgumentTypeError("image", image.dtype, "one of real numbers", what="dtype")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ArgumentError("image", "NaN or Inf in places", "finite", what="values")
+    return image
+
+
+def _checked_probabilities(prob: ArrayLike, size: tuple[int, ...]) -> NDArray[np.float32]:
     prob = np.asarray(prob)
-    if prob.ndim != 3 or prob.shape[0] == 0 or prob.shape[1:] != size:
-        raise ArgumentError("prob", prob.shape, f"(K, {size[0]}, {size[1]}), as the image", what="shape")
+    if prob.ndim != 1 + len(size) or prob.shape[0] == 0 or prob.shape[1:] != size:
+        wanted = f"(K, {', '.join(map(str, size))}), as the image"
+        raise ArgumentError("prob", prob.shape, wanted, what="shape")
     low, high = float(prob.min()), float(prob.max())
     # Written so that NaN, for which every comparison is false, fails it.
     if not (low >= -1e-3 and high <= 1 + 1e-3):

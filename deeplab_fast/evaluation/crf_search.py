@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import files, ops
-from deeplab_fast.crf import CRFParameters
+from deeplab_fast.crf import PRESETS, CRFParameters, parameters
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
 from deeplab_fast.scores import ScoreMap, find_scores, read_scores
@@ -27,9 +27,10 @@ from deeplab_fast.scores import ScoreMap, find_scores, read_scores
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["SearchResult", "combinations", "search", "table", "write_table"]
+__all__ = ["SearchResult", "combinations", "differences", "search", "table", "write_table"]
 
 NAMES = tuple(one.name for one in fields(CRFParameters))
+NUMBERS = tuple(name for name in NAMES if name != "normalization")  # what a grid can have
 _MEASURES = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
@@ -48,20 +49,30 @@ class SearchResult:
     seconds: float
 
 
-def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None, seed: int = 0) -> list[CRFParameters]:
-    """The sets of parameters in a grid, all of them or `random` different ones; what it does not name is DeepLab's.
+def combinations(
+    grid: Mapping[str, Sequence[float]],
+    random: int | None = None,
+    seed: int = 0,
+    presets: Sequence[str | CRFParameters] = ("deeplab",),
+) -> list[CRFParameters]:
+    """The sets of parameters in a grid around each of some presets; all of them, or `random` different ones.
+
+    What the grid does not name is as in the preset. Sets that are the same are there once.
 
     Raises:
         TypeError, ValueError: for unknown names, empty lists, or values that CRFParameters does not take.
     """
     for name, values in grid.items():
-        if name not in NAMES:
-            raise ArgumentError("grid", name, f"one of {', '.join(NAMES)}", what="name")
+        if name not in NUMBERS:
+            raise ArgumentError("grid", name, f"one of {', '.join(NUMBERS)}", what="name")
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) == 0:
             raise ArgumentError("grid", repr(values), "a list of at least one number", what=name)
     if random is not None and random < 1:
         raise ArgumentError("random", random, "at least 1")
-    axes = [list(dict.fromkeys(_number(name, value) for value in values)) for name, values in grid.items()]
+    if isinstance(presets, str) or len(presets) == 0:
+        raise ArgumentError("presets", presets, "a list of at least one preset")
+    axes: list[list[Any]] = [list(dict.fromkeys(map(parameters, presets)))]
+    axes += [list(dict.fromkeys(_number(name, value) for value in values)) for name, values in grid.items()]
     count = math.prod(map(len, axes))
     if random is None or random >= count:
         chosen = list(itertools.product(*axes))
@@ -69,8 +80,7 @@ def combinations(grid: Mapping[str, Sequence[float]], random: int | None = None,
         numbers = Random(seed).sample(range(count), random)
         places = np.unravel_index(np.array(numbers), [len(axis) for axis in axes])
         chosen = [tuple(axis[i] for axis, i in zip(axes, one, strict=True)) for one in zip(*places, strict=True)]
-    given: list[dict[str, Any]] = [dict(zip(grid, values, strict=True)) for values in chosen]
-    return [CRFParameters(**values) for values in given]
+    return list(dict.fromkeys(parameters(base, **dict(zip(grid, values, strict=True))) for base, *values in chosen))
 
 
 def _number(name: str, value: Any) -> float:
@@ -92,6 +102,7 @@ def search(
     progress: Callable[[int, int], None] | None = None,
     random: int | None = None,
     seed: int = 0,
+    presets: Sequence[str | CRFParameters] = ("deeplab",),
     device: torch.device | str = "cpu",
 ) -> list[SearchResult]:
     """Scores of a set with many CRFs, from the network's scores that `evaluate(save_logits=…)` saved.
@@ -109,6 +120,7 @@ def search(
         progress: called with the CRFs run and to run.
         random: how many sets of parameters to try, drawn from the grid; default all.
         seed: of the draw.
+        presets: names of presets, or parameters, to start from: each with all values of the grid.
         device: where to compute.
 
     Returns:
@@ -118,7 +130,7 @@ def search(
         FileNotFoundError: if the folder, or an image's scores, are missing; with `skip_missing`, if all are.
         TypeError, ValueError: for a grid or scores that do not fit, are not finite, or could mean several things.
     """
-    tried = combinations(grid, random, seed)
+    tried = combinations(grid, random, seed, presets)
     paths = _with_scores(Path(logits_dir), dataset, limit, skip_missing)
     matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in range(len(tried) + 1)]
     seconds = [0.0] * len(tried)
@@ -207,29 +219,56 @@ def _result(params: CRFParameters | None, scores: Scores, seconds: float) -> Sea
 
 
 def write_table(path: Path | str, results: Sequence[SearchResult]) -> None:
-    """Write results as CSV, whole or not at all: parameters (empty without CRF), scores in 0..1, seconds an image."""
+    """Write results as CSV, whole or not at all: parameters (empty without CRF), scores in 0..1, seconds an image.
+
+    The first column names the preset that has these parameters, if there is one.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*NAMES, *_MEASURES, "seconds"])
+    writer.writerow(["preset", *NAMES, *_MEASURES, "seconds"])
     for one in results:
         params = [""] * len(NAMES) if one.params is None else [getattr(one.params, name) for name in NAMES]
-        writer.writerow([*params, *(getattr(one, name) for name in _MEASURES), one.seconds])
+        writer.writerow([preset_of(one.params), *params, *(getattr(one, name) for name in _MEASURES), one.seconds])
     files.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def table(results: Sequence[SearchResult], rows: int = 20) -> Table:
-    """The first `rows` results as a rich table; scores in per cent."""
+    """The first `rows` results as a rich table; scores in per cent. Presets are named if one is among them."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False)
     headings = [
-        {"iterations": "iters"}.get(name, name.replace("_", " ")) for name in NAMES
+        {"iterations": "iters"}.get(name, name.replace("_", " ")) for name in NUMBERS
     ]  # so that they can be broken
+    named = any(preset_of(one.params) for one in results[:rows])
+    if named:
+        made.add_column("preset")
     for heading in (*headings, "mean IoU", "gain", "pixel acc.", "ms an image"):
         made.add_column(heading, justify="right")
     for one in results[:rows]:
-        params = ["–"] * len(NAMES) if one.params is None else [f"{getattr(one.params, name):g}" for name in NAMES]
+        params = ["–"] * len(NUMBERS) if one.params is None else [_shown(getattr(one.params, name)) for name in NUMBERS]
         gain = "no CRF" if one.params is None else f"{100 * (one.mean_iou - results[0].mean_iou):+.2f}"
         measures = [f"{100 * one.mean_iou:.2f}", gain, f"{100 * one.pixel_accuracy:.2f}", f"{1000 * one.seconds:.0f}"]
-        made.add_row(*params, *measures)
+        made.add_row(*[preset_of(one.params)] * named, *params, *measures)
     return made
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def preset_of(params: CRFParameters | None) -> str:
+    """The first preset that has these parameters; "" if there is none."""
+    return next((name for name, preset in PRESETS.items() if preset == params), "")
+
+
+def differences(params: CRFParameters) -> tuple[str, dict[str, Any]]:
+    """These parameters in the fewest words: the nearest preset, and what differs from it."""
+
+    def changes(name: str) -> dict[str, Any]:
+        given, preset = vars(params), vars(PRESETS[name])
+        return {key: given[key] for key in NAMES if given[key] != preset[key]}
+
+    # The command `crf` has no option for the normalization, so that a preset has to bring it.
+    nearest = min(PRESETS, key=lambda name: ("normalization" in changes(name), len(changes(name))))
+    return nearest, changes(nearest)

@@ -1,4 +1,7 @@
-"""What the layers of the dense CRF take: images, probabilities, and the features of pydensecrf's two kernels."""
+"""What the layers of the dense CRF take: images and probabilities, checked.
+
+`axes` is the number of spatial axes: 2 of photos, 3 of volumes.
+"""
 
 from __future__ import annotations
 
@@ -14,61 +17,41 @@ from deeplab_fast._arguments import shape_of
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
 
-def spatial_features(image: Tensor, std: float) -> Tensor:
-    """Of images (N, C, H, W): (x, y) / std, float32 (N, 2, H, W), as pydensecrf's two-dimensional methods make them."""
-    size, device = image.shape[2:], image.device
-    y, x = torch.meshgrid(*(torch.arange(length, device=device, dtype=torch.float32) for length in size), indexing="ij")
-    return _divide(torch.stack([x, y]).expand(len(image), 2, *size), std)
-
-
-def bilateral_features(image: Tensor, xy_std: float, rgb_std: float | Sequence[float]) -> Tensor:
-    """Of images (N, C, H, W): (x, y) / xy_std and each channel / its rgb_std, float32 (N, 2 + C, H, W)."""
-    return torch.cat([spatial_features(image, xy_std), _divide(image.float(), rgb_std)], dim=1)
-
-
-def _divide(tensor: Tensor, by: float | Sequence[float]) -> Tensor:
-    # By a number on the host, a GPU would multiply with its reciprocal, which rounds differently.
-    def on_device(number: float) -> Tensor:
-        return torch.full((), number, dtype=tensor.dtype, device=tensor.device)
-
-    if isinstance(by, Sequence):  # filled in there, too: a copy to it could not be captured in a CUDA graph
-        return tensor / torch.stack([on_device(number) for number in by])[:, None, None]
-    return tensor / on_device(by)
-
-
-def check_channels(image: Tensor, std: float | Sequence[float], name: str) -> None:
+def check_channels(image: Tensor, std: float | Sequence[float], name: str, axes: int = 2) -> None:
     """Raise ValueError if there is a standard deviation for each of some channels, but not for each of the image's."""
-    if isinstance(std, Sequence) and len(std) != image.shape[-3]:
-        raise ArgumentError(name, std, f"one number, or {image.shape[-3]}, one for each channel of the image")
+    channels = image.shape[-1 - axes]
+    if isinstance(std, Sequence) and len(std) != channels:
+        raise ArgumentError(name, std, f"one number, or {channels}, one for each channel of the image")
 
 
-def image_tensor(image: Tensor | np.ndarray, name: str = "image") -> Tensor:
-    """As a tensor (C, H, W) or (N, C, H, W), sharing memory; `name` is what errors call it."""
-    channels = -3
+def image_tensor(image: Tensor | np.ndarray, name: str = "image", axes: int = 2) -> Tensor:
+    """As a tensor (C, *S) or (N, C, *S), sharing memory; `name` is what errors call it."""
+    channels = -1 - axes
     if isinstance(image, np.ndarray):
-        image, channels = _from_numpy(name, image), -1
+        image = _from_numpy(name, image)
+        channels = -1 if axes == 2 else channels  # of volumes they are first in arrays, too
     if not isinstance(image, Tensor):
         raise ArgumentTypeError(name, type(image), "a tensor or a numpy array")
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ArgumentTypeError(name, image.dtype, "uint8 or floating", what="dtype")
-    if image.ndim not in (3, 4) or image.shape[channels] == 0:
-        wanted = (
-            "(C, H, W) or (N, C, H, W) for a tensor" if channels == -3 else "(H, W, C) or (N, H, W, C) for an array"
-        )
+    if image.ndim not in (1 + axes, 2 + axes) or image.shape[channels] == 0:
+        photo = "(C, H, W) or (N, C, H, W) for a tensor" if channels != -1 else "(H, W, C) or (N, H, W, C) for an array"
+        wanted = photo if axes == 2 else "(C, D, H, W) or (N, C, D, H, W)"
         raise ArgumentError(name, shape_of(image), f"{wanted}, with C at least 1", what="shape")
-    return image if channels == -3 else image.movedim(-1, -3)
+    return image.movedim(channels, -1 - axes)
 
 
-def prob_tensor(prob: Tensor | np.ndarray, name: str = "prob") -> Tensor:
-    """As a tensor (K, H, W) or (N, K, H, W), sharing memory."""
+def prob_tensor(prob: Tensor | np.ndarray, name: str = "prob", axes: int = 2) -> Tensor:
+    """As a tensor (K, *S) or (N, K, *S), sharing memory."""
     if isinstance(prob, np.ndarray):
         prob = _from_numpy(name, prob)
     if not isinstance(prob, Tensor):
         raise ArgumentTypeError(name, type(prob), "a tensor or a numpy array")
     if not prob.is_floating_point():
         raise ArgumentTypeError(name, prob.dtype, "floating", what="dtype")
-    if prob.ndim not in (3, 4) or 0 in prob.shape[-3:]:
-        raise ArgumentError(name, shape_of(prob), "(K, H, W) or (N, K, H, W) with K, H and W at least 1", what="shape")
+    if prob.ndim not in (1 + axes, 2 + axes) or 0 in prob.shape[-1 - axes :]:
+        wanted = "(K, H, W) or (N, K, H, W) with K" if axes == 2 else "(K, D, H, W) or (N, K, D, H, W) with K, D"
+        raise ArgumentError(name, shape_of(prob), f"{wanted}, H and W at least 1", what="shape")
     return prob
 
 
@@ -82,19 +65,25 @@ def _from_numpy(name: str, array: np.ndarray) -> Tensor:
         raise ArgumentTypeError(name, array.dtype, "floating", what="dtype") from error
 
 
-def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
+def check_sizes(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob"), axes: int = 2) -> None:
     """Raise ValueError where batches, sizes or devices of image and probabilities differ."""
     image_name, name = names
-    if image.ndim != prob.ndim or image.shape[:-3] != prob.shape[:-3] or image.shape[-2:] != prob.shape[-2:]:
-        shape = f"{shape_of(image)} with channels before height and width"
-        wanted = f"of the batch, height and width of {image_name}, whose shape is {shape}"
+    batch = -1 - axes
+    if (
+        image.ndim != prob.ndim
+        or image.shape[:batch] != prob.shape[:batch]
+        or image.shape[-axes:] != prob.shape[-axes:]
+    ):
+        sides = "height and width" if axes == 2 else "depth, height and width"
+        shape = f"{shape_of(image)} with channels before {sides}"
+        wanted = f"of the batch, {sides} of {image_name}, whose shape is {shape}"
         raise ArgumentError(name, shape_of(prob), wanted, what="shape")
     if image.device != prob.device:
         raise ArgumentError(name, prob.device, f"{image.device}, that of {image_name}", what="device")
 
 
-def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob")) -> None:
-    """Raise ValueError for probabilities outside 0..1, three channels outside 0..255, and NaN; a GPU is waited for."""
+def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image", "prob"), axes: int = 2) -> None:
+    """Raise ValueError for probabilities outside 0..1, RGB outside 0..255, and NaN; a GPU is waited for."""
     image_name, name = names
     if prob.numel() == 0 or (prob.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
@@ -105,7 +94,7 @@ def check_values(image: Tensor, prob: Tensor, names: tuple[str, str] = ("image",
     if image.dtype == torch.uint8:
         return
     low, high = (bound.item() for bound in image.detach().aminmax())
-    if image.shape[-3] != 3:  # of any unit
+    if axes != 2 or image.shape[-3] != 3:  # of any unit
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ArgumentError(image_name, f"{low:.4g} to {high:.4g}", "finite", what="values")
         return

@@ -11,10 +11,10 @@ from torch.nn.functional import interpolate
 
 from deeplab_fast import ops
 from deeplab_fast._arguments import shape_of
+from deeplab_fast.crf.features import bilateral_features
 from deeplab_fast.crf.parameters import deviations
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 from deeplab_fast.nn.crf_inputs import (
-    bilateral_features,
     check_channels,
     check_sizes,
     check_values,

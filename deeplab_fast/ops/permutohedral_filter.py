@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deeplab_fast import reference
-from deeplab_fast._arguments import check_filter_arguments, lattice_dtype, sum_dtype
+from deeplab_fast._arguments import check_filter_arguments, check_query_features, lattice_dtype, sum_dtype
 from deeplab_fast.ops.define import OPS, compiled, define, in_format_of, kernels_loaded
 
 KERNEL_DIMENSIONS = 64  # kernels on a GPU take as many feature dimensions, those on a CPU any number
 
 
-def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
+def permutohedral_filter(values: Tensor, features: Tensor, query_features: Tensor | None = None) -> Tensor:
     """Gaussian filtering on the permutohedral lattice: about sum_j exp(-|f_i - f_j|²/2) v_j, times a constant.
 
     As in pydensecrf between its normalisations: alpha is included, nothing is divided by. Paper: Adams, Baek and Davis,
@@ -30,10 +32,15 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
         values: (N, C, *S), floating.
         features: (N, D, *S), floating, in units of standard deviations. The lattice is built in float64 if values and
             features are both float64, else in float32.
+        query_features: (N, D, *T), floating, where to slice, if not where `features` splat: other positions, as many
+            and in any shape. The lattice is that of both sets of points: its vertices are the corners of the simplices
+            around all of them, so query points pass the blur on, too, and where they are the same as `features`, the
+            result is the one without. Differentiable. All points are splatted and sliced, those of queries with values
+            of zero, which takes as long as filtering them together.
 
     Returns:
         (N, C, *S), dtype and memory format of `values`. Sums are in its dtype, but for 16-bit ones in float32, under
-        autocast as well.
+        autocast as well. With `query_features` (N, C, *T), contiguous.
 
     Raises:
         TypeError: for a tensor that is not floating.
@@ -41,9 +48,21 @@ def permutohedral_filter(values: Tensor, features: Tensor) -> Tensor:
             ±32767.
     """
     check_filter_arguments(values, features)
+    if query_features is not None:
+        check_query_features(query_features, features)
+        return _filter_at(values, features, query_features)
     features = features.to(lattice_dtype(features, values))
     out = with_errors_of([features], OPS["permutohedral_filter"], values, features)
     return in_format_of(values, out)
+
+
+def _filter_at(values: Tensor, features: Tensor, query_features: Tensor) -> Tensor:
+    """Values splatted at `features`, sliced at `query_features`; both, one after the other, are one set of points."""
+    size = query_features.shape[2:]
+    nothing = values.new_zeros(*values.shape[:2], math.prod(size))
+    everywhere = torch.cat([features.flatten(2), query_features.flatten(2)], dim=2)
+    filtered = permutohedral_filter(torch.cat([values.flatten(2), nothing], dim=2), everywhere)
+    return filtered[:, :, -nothing.shape[2] :].reshape(*values.shape[:2], *size).contiguous()
 
 
 # --- What the ops on lattices share --------------------------------------------------------------------------------

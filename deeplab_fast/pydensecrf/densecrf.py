@@ -264,7 +264,7 @@ class DenseCRF2D(DenseCRF):
     def addPairwiseBilateral(
         self,
         sxy: float | tuple[float, float],
-        srgb: float | tuple[float, float, float],
+        srgb: float | tuple[float, ...],
         rgbim: np.ndarray,
         compat: Number | ArrayLike,
         kernel: int = DIAG_KERNEL,

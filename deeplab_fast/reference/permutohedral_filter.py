@@ -6,14 +6,19 @@ Letters, and shapes of tables, are as in `deeplab_fast.reference.lattice`.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from deeplab_fast._arguments import check_filter_arguments, lattice_dtype, sum_dtype
+from deeplab_fast._arguments import check_filter_arguments, check_query_features, lattice_dtype, sum_dtype
 from deeplab_fast.reference.lattice import Lattice, build_lattice, elevate, embedding_scales, find_simplex
 
 
-def permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False) -> Tensor:
+def permutohedral_filter(
+    values: Tensor, features: Tensor, reverse: bool = False, query_features: Tensor | None = None
+) -> Tensor:
     """Gaussian filtering on the permutohedral lattice: about sum_j exp(-|f_i - f_j|²/2) v_j, times a constant.
 
     What pydensecrf computes between its normalisations: alpha is included, nothing is divided by.
@@ -23,9 +28,11 @@ def permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False
         features: (N, D, *S), floating, in units of standard deviations. The lattice is built in float64 if values and
             features are both float64, else in float32.
         reverse: blur the axes in reverse order, which is the adjoint.
+        query_features: (N, D, *T), floating, where to slice, if not at `features`. The lattice is that of both.
 
     Returns:
-        (N, C, *S), dtype and memory format of `values`. Sums are in its dtype, but for 16-bit ones in float32.
+        (N, C, *S), dtype and memory format of `values`, or (N, C, *T), contiguous, with `query_features`. Sums are in
+        the dtype of `values`, but for 16-bit ones in float32.
 
     Raises:
         TypeError: for a tensor that is not floating.
@@ -34,12 +41,30 @@ def permutohedral_filter(values: Tensor, features: Tensor, reverse: bool = False
     """
     check_filter_arguments(values, features)
     images = values.flatten(2).to(sum_dtype(values))
+    if query_features is not None:
+        check_query_features(query_features, features)
+        return _filter_at(values, features, query_features, reverse)
     features = features.to(lattice_dtype(features, values))
     filtered = [
         build_lattice(image_features).filter(image, reverse)
         for image, image_features in zip(images, features.flatten(2), strict=True)
     ]
     return in_shape_of(values, filtered)
+
+
+def _filter_at(values: Tensor, features: Tensor, query_features: Tensor, reverse: bool) -> Tensor:
+    """Splat at one set of points, slice at another, on the lattice of both."""
+    everywhere = torch.cat([features.flatten(2), query_features.flatten(2)], dim=2)
+    everywhere = everywhere.to(lattice_dtype(everywhere, values))
+    points = math.prod(features.shape[2:])
+    filtered = []
+    for image, image_features in zip(values.flatten(2).to(sum_dtype(values)), everywhere, strict=True):
+        lattice = build_lattice(image_features)
+        given = replace(lattice, vertices=lattice.vertices[:points], barycentric=lattice.barycentric[:points])
+        asked = replace(lattice, vertices=lattice.vertices[points:], barycentric=lattice.barycentric[points:])
+        rows = asked.slice(lattice.blur(given.splat(image.t()), reverse)) / (1 + 2.0 ** -image_features.shape[0])
+        filtered.append(rows.t())
+    return in_shape_of(values.new_empty(*values.shape[:2], *query_features.shape[2:]), filtered)
 
 
 def in_shape_of(like: Tensor, images: list[Tensor]) -> Tensor:

@@ -103,6 +103,8 @@ def test_tiny_cases_have_the_names_of_the_others():
         (["system"], True, 3),
         (["rocket", "182"], True, 8),
         (["rocket"], False, 0),
+        (["volume", "spacing"], True, 3),
+        (["refinement"], True, 3),
     ],
 )
 def test_selection_by_words(words, full, count):
@@ -154,6 +156,20 @@ def test_stages_are_parts_of_the_whole():
         assert list(stages) == [runner.WHOLE, "half", "rest"]
         for whole, half, rest in zip(*stages.values(), strict=True):
             assert half + rest == pytest.approx(whole)
+
+
+def test_quality_stands_beside_the_times(tmp_path, capsys):
+    backends = {"peer": Backend(abs), "better": Backend(lambda x: 4)}
+    case = made_up(backends=backends, stages=(), error=None, quality=lambda result: result / 8)
+    run = results.Run.new()
+    session.measure_all([case, made_up()], run, SMALL, file=tmp_path / "found.json")
+    read = results.read(tmp_path / "found.json")
+    assert [m.quality for m in read.measurements if m.stage == "whole"] == [3 / 8, 4 / 8, None, None]
+    report.print_run(read)
+    printed = capsys.readouterr().out
+    assert "mIoU %" in printed
+    assert "37.5" in printed
+    assert "50.0" in printed
 
 
 @pytest.mark.parametrize("wrong", [4, float("nan")])

@@ -265,7 +265,7 @@ def test_unexpected_errors_are_one_line_and_debug_shows_more(folder, monkeypatch
         (["--bi-rgb-std", "nan"], "--bi-rgb-std: is nan, should be a positive number"),
         (["--pos-w", "inf"], "--pos-w: is inf, should be a finite number"),
         (["--iterations", "-1"], "--iterations: is -1, should be at least 0"),
-        (["--preset", "voc"], "--preset: is 'voc', should be deeplab, irn, psa or afa"),
+        (["--preset", "voc"], "--preset: is 'voc', should be deeplab, irn, psa, afa, toco"),
         (["--kind", "odds"], "--kind: is 'odds', should be auto, logits, probabilities, sigmoid or labels"),
         (["--gt-prob", "1"], r"--gt-prob: is 1\.0, should be strictly between 0 and 1"),
         (["--gt-prob", "0.5"], "--gt-prob, --unsure and --values belong to labels"),

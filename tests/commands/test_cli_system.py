@@ -16,7 +16,7 @@ from small_system import call, train_in
 pytest.importorskip("pydantic", reason="pydantic is not installed")
 pytest.importorskip("yaml", reason="pyyaml is not installed")
 
-from deeplab_fast import data, models, pictures, training
+from deeplab_fast import crf, data, models, pictures, training
 from deeplab_fast.models.deeplab import DeepLabV2
 from deeplab_fast.nn import MSC
 
@@ -122,6 +122,27 @@ def test_crf_eval_searches_on_the_saved_scores(trained, evaluated, tmp_path):
         assert float(row["pixel_accuracy"]) == pytest.approx(expected, abs=2e-3)
     succeeds(call(*words, tmp_path / "some.csv", "--bi-w", "1,2,3,4", "--random", 2, "--limit", 1))
     assert len((tmp_path / "some.csv").read_text().splitlines()) == 4
+
+
+def test_crf_eval_starts_from_presets_and_says_how_to_use_the_best(trained, evaluated, tmp_path):
+    words = ["crf-eval", "-c", trained / "config.yaml", "--logits", evaluated / "logits", "-o", tmp_path / "t.csv"]
+    result = succeeds(call(*words, "--preset", "all", "--iterations", 1, "--limit", 2))
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + len(crf.PRESETS) - 1  # stego's numbers are deeplab's
+    assert {row["iterations"] for row in rows[1:]} == {"1"}
+    assert [row["normalization"] for row in rows].count("none") == 1
+    best = next(name for name in crf.PRESETS if float(rows[1]["bi_xy_std"]) == crf.PRESETS[name].bi_xy_std)
+    better = float(rows[1]["mean_iou"]) > float(rows[0]["mean_iou"])
+    wanted = f"--preset {best} --iterations 1" if better else "none of them is better than no CRF"
+    assert wanted in result.stdout
+    succeeds(call(*words, "--preset", "irn,psa", "--limit", 1))
+    assert sorted(line.split(",")[0] for line in (tmp_path / "t.csv").read_text().splitlines()) == [
+        "", "irn", "preset", "psa",
+    ]  # fmt: skip
+    failed = call(*words, "--preset", "irn,best")
+    assert failed.exit_code == 2
+    assert "--preset: is 'irn,best', should be all, or one or more of deeplab," in failed.stderr
 
 
 def test_crf_eval_counts_missing_scores(trained, evaluated, tmp_path):

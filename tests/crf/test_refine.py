@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deeplab_fast import crf
+from deeplab_fast.crf.parameters import NORMALIZATIONS
 
 
 def scene(height=40, width=50, classes=3, seed=0):
@@ -31,18 +32,47 @@ def scene(height=40, width=50, classes=3, seed=0):
 def test_presets_are_the_published_ones():
     values = {name: dataclasses.astuple(params) for name, params in crf.PRESETS.items()}
     assert values == {
-        "deeplab": (3, 1, 4, 67, 3, 10),
-        "irn": (3, 3, 10, 50, 5, 10),
-        "psa": (3, 3, 10, 80, 13, 10),
-        "afa": (3, 3, 4, 64, 5, 10),
+        "deeplab": (3, 1, 4, 67, 3, 10, "symmetric"),
+        "irn": (3, 3, 10, 50, 5, 10, "symmetric"),
+        "psa": (3, 3, 10, 80, 13, 10, "symmetric"),
+        "afa": (3, 3, 4, 64, 5, 10, "symmetric"),
+        "toco": (1, 1, 4, 121, 5, 10, "symmetric"),
+        "toco-cam": (3, 3, 4, 36, 3, 10, "symmetric"),
+        "cutler": (7, 3, 10, 50, 5, 10, "symmetric"),
+        "mctformer": (3, 4, 3, 83, 5, 10, "symmetric"),
+        "fma": (2, 2, 4, 65, 3, 10, "symmetric"),
+        "stego": (3, 1, 4, 67, 3, 10, "symmetric"),
+        "scenedino": (3, 0.3, 4, 20, 3, 10, "symmetric"),
+        "manga": (3, 1, 20, 23, 7, 5, "none"),
     }
+
+
+@pytest.mark.parametrize("name", crf.PRESETS)
+def test_every_preset_names_its_source(name):
+    assert f'"{name}"' in crf.parameters.__doc__
+
+
+@pytest.mark.parametrize("name", crf.PRESETS)
+def test_presets_are_pydensecrfs_calls(name):
+    peer = pytest.importorskip("pydensecrf.densecrf")
+    from agreement import assert_agree
+
+    image, prob, _ = scene(41, 51, classes=3)
+    params = crf.PRESETS[name]
+    options = {"normalization": NORMALIZATIONS.index(params.normalization)}
+    theirs = peer.DenseCRF2D(51, 41, 3)
+    theirs.setUnaryEnergy(-np.log(prob.clip(1e-5, 1)).reshape(3, -1))
+    theirs.addPairwiseGaussian(params.pos_xy_std, params.pos_w, **options)
+    theirs.addPairwiseBilateral(params.bi_xy_std, params.bi_rgb_std, image, params.bi_w, **options)
+    expected = np.array(theirs.inference(params.iterations))
+    assert_agree(crf.refine(image, prob, name).reshape(3, -1), expected, worst=5e-3)
 
 
 def test_parameters_take_overrides_and_leave_out_none():
     params = crf.parameters("irn", bi_w=7.0, iterations=3, pos_w=None)
     assert (params.bi_w, params.iterations, params.pos_w, params.bi_xy_std) == (7, 3, 3, 50)
     assert crf.parameters(params) is not None
-    with pytest.raises(ValueError, match="preset: is 'voc', should be deeplab, irn, psa or afa"):
+    with pytest.raises(ValueError, match="preset: is 'voc', should be deeplab, irn, psa, afa, toco"):
         crf.parameters("voc")
 
 
@@ -60,6 +90,8 @@ def test_other_parameters_are_checked():
         crf.CRFParameters(iterations=-1)
     with pytest.raises(TypeError, match=r"iterations: is 2\.5, should be a whole number"):
         crf.CRFParameters(iterations=2.5)
+    with pytest.raises(ValueError, match="normalization: is 'both', should be none, before, after or symmetric"):
+        crf.CRFParameters(normalization="both")
 
 
 # ------------------------------------------------------------------------------------------------- inference
@@ -132,7 +164,7 @@ def test_bad_images_and_probabilities():
     image, prob, _ = scene()
     with pytest.raises(TypeError, match="image: dtype is float64, should be uint8"):
         crf.refine(image / 255, prob)
-    with pytest.raises(ValueError, match=r"image: shape is \(40, 50\), should be \(H, W, 3\), not empty"):
+    with pytest.raises(ValueError, match=r"image: shape is \(40, 50\), should be \(H, W, C\), not empty"):
         crf.refine(image[..., 0], prob)
     with pytest.raises(ValueError, match=r"prob: shape is \(3, 50, 40\), should be \(K, 40, 50\), as the image"):
         crf.refine(image, prob.transpose(0, 2, 1))

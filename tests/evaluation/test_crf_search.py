@@ -12,9 +12,9 @@ import torch
 from fake_segmentation import Colours, FakeDataset
 from rich.console import Console
 
-from deeplab_fast.crf import CRFParameters
+from deeplab_fast.crf import PRESETS, CRFParameters, parameters
 from deeplab_fast.evaluation import Predictor, evaluate
-from deeplab_fast.evaluation.crf_search import combinations, search, table, write_table
+from deeplab_fast.evaluation.crf_search import combinations, differences, search, table, write_table
 from deeplab_fast.nn import DenseCRF
 from deeplab_fast.scores import probabilities_from_scores
 
@@ -76,6 +76,40 @@ def test_combinations():
     assert len(set(drawn)) == 50
     assert drawn == combinations(huge, random=50, seed=3) != combinations(huge, random=50, seed=4)
     assert len(combinations({"bi_w": [1, 2, 3]}, random=10)) == 3
+
+
+def test_combinations_around_presets():
+    assert combinations({}, presets=["irn", "manga"]) == [PRESETS["irn"], PRESETS["manga"]]
+    assert len(combinations({}, presets=list(PRESETS))) == len(PRESETS) - 1  # stego's numbers are deeplab's
+    mine = CRFParameters(pos_w=9, normalization="after")
+    made = combinations({"bi_w": [1, 2], "iterations": [3]}, presets=["irn", mine])
+    assert made == [parameters(base, bi_w=w, iterations=3) for base in ("irn", mine) for w in (1, 2)]
+    assert len(combinations({"bi_w": [1, 2, 3]}, random=4, presets=list(PRESETS))) == 4
+    with pytest.raises(ValueError, match=r"presets: is \[\], should be a list of at least one preset"):
+        combinations({}, presets=[])
+    with pytest.raises(ValueError, match="preset: is 'best', should be deeplab"):
+        combinations({}, presets=["best"])
+
+
+def test_the_fewest_words_for_parameters():
+    assert differences(PRESETS["toco"]) == ("toco", {})
+    assert differences(parameters("irn", bi_w=7, iterations=3)) == ("irn", {"bi_w": 7, "iterations": 3})
+    assert differences(parameters("manga", bi_w=7)) == ("manga", {"bi_w": 7})
+    preset, changes = differences(CRFParameters(1, 2, 3, 4, 5, 6, "none"))
+    assert preset == "manga"  # which has no normalization either
+    assert parameters(preset, **changes) == CRFParameters(1, 2, 3, 4, 5, 6, "none")
+
+
+def test_presets_are_named(logits, tmp_path):
+    results = search(logits, FakeDataset(2), {"iterations": [10.0]}, presets=["irn", "psa", parameters("afa", bi_w=1)])
+    write_table(tmp_path / "crf.csv", results)
+    with open(tmp_path / "crf.csv", newline="") as file:
+        assert sorted(row["preset"] for row in csv.DictReader(file)) == ["", "", "irn", "psa"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(results))
+    text = console.export_text()
+    assert "irn" in text
+    assert "…" not in text
 
 
 @pytest.mark.parametrize(

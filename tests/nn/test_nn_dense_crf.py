@@ -8,6 +8,7 @@ import torch
 from photos import photo, scores
 
 from deeplab_fast import crf, nn
+from deeplab_fast.crf.parameters import NORMALIZATIONS
 
 HEIGHT, WIDTH, CLASSES = 45, 62, 4
 QUICK = {"bi_xy_std": 20, "bi_rgb_std": 20, "iterations": 3}
@@ -53,6 +54,7 @@ def test_preset_takes_overrides():
     assert module.params == crf.CRFParameters(3, 3, 7.5, 50, 5, 3)
     assert repr(module) == "DenseCRF(pos_w=3, pos_xy_std=3, bi_w=7.5, bi_xy_std=50, bi_rgb_std=5, iterations=3)"
     assert not module.state_dict()
+    assert "iterations=5, normalization='none')" in repr(nn.DenseCRF.preset("manga"))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,10 @@ def test_agrees_with_pydensecrf(name: str, backend: str):
     params = crf.PRESETS[name]
     theirs = peer.DenseCRF2D(WIDTH, HEIGHT, CLASSES)
     theirs.setUnaryEnergy(-np.log(prob.clip(1e-5, 1)).reshape(CLASSES, -1))
-    theirs.addPairwiseGaussian(sxy=params.pos_xy_std, compat=params.pos_w)
-    theirs.addPairwiseBilateral(sxy=params.bi_xy_std, srgb=params.bi_rgb_std, rgbim=image.copy(), compat=params.bi_w)
-    expected = np.array(theirs.inference(10)).reshape(prob.shape)
+    options = {"normalization": NORMALIZATIONS.index(params.normalization)}
+    theirs.addPairwiseGaussian(params.pos_xy_std, params.pos_w, **options)
+    theirs.addPairwiseBilateral(params.bi_xy_std, params.bi_rgb_std, image.copy(), params.bi_w, **options)
+    expected = np.array(theirs.inference(params.iterations)).reshape(prob.shape)
     difference = np.abs(nn.DenseCRF.preset(name)(image, prob) - expected)
     assert difference.max() <= 1e-3
     assert difference.mean() <= 1e-6
@@ -255,7 +258,9 @@ def test_refuses_deviations_of_other_channels():
     message = r"bi_rgb_std: is \(1\.0, 2\.0\), should be one number, or 3, one for each channel of the image"
     with pytest.raises(ValueError, match=message):
         nn.DenseCRF(bi_rgb_std=(1, 2))(image, prob)
-    with pytest.raises(ValueError, match=r"bi_rgb_std: is .*, should be a number or three, one for each of R, G and B"):
+    with pytest.raises(
+        ValueError, match=r"bi_rgb_std: is .*, should be one number, or 3, one for each channel of the image"
+    ):
         crf.refine(image, prob, crf.CRFParameters(bi_rgb_std=(1, 2)))
 
 

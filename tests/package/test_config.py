@@ -59,7 +59,7 @@ def test_defaults_are_the_published_recipe(tmp_path):
         (DATA + "training: {precision: float8}", "training.precision: is 'float8'"),
         (DATA + "training: {crf_loss: {sigma_rgb: 0}}", "training.crf_loss.sigma_rgb: is 0"),
         (DATA + "crf: {iterations: -1}", "crf.iterations: is -1"),
-        (DATA + "crf: {preset: best}", "crf.preset: is 'best': input should be 'deeplab', 'irn', 'psa' or 'afa'"),
+        (DATA + "crf: {preset: best}", "crf.preset: is 'best': input should be 'deeplab', 'irn', 'psa', 'afa', 'toco"),
         (DATA + "model: {pixels: grey}", "model.pixels: is 'grey'"),
         (DATA + "seed: -1", "seed: is -1"),
         ("seed: 1", "data: is missing"),

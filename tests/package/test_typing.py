@@ -23,6 +23,10 @@ USES = {
     "assert_type(deeplab_fast.reference.aspp_sum(x, [x]), Tensor)": "",
     "assert_type(deeplab_fast.nn.DenseCRF.preset('irn'), deeplab_fast.nn.DenseCRF)": "",
     "assert_type(deeplab_fast.models.load_weights(net, 'file'), deeplab_fast.models.WeightsReport)": "",
+    "assert_type(deeplab_fast.crf.batched_crf(x, x), Tensor)": "",
+    "assert_type(deeplab_fast.crf.batched_crf(x, [x, x], 'toco'), list[Tensor])": "",
+    "assert_type(deeplab_fast.compat.stego.batched_crf(None, x, x), Tensor)": "",
+    "assert_type(deeplab_fast.permutohedral_filter(x, x, query_features=x), Tensor)": "",
     "deeplab_fast.aspp_sum('no', [x])": "arg-type",
     "deeplab_fast.aspp_sum(x, 3)": "arg-type",
     "deeplab_fast.aspp_sum(x, [x], rates='6')": "arg-type",
@@ -36,6 +40,7 @@ USES = {
     "deeplab_fast.accelerate(net, dtype='half')": "arg-type",
     "deeplab_fast.nn.ASPP('2048', 21)": "arg-type",
     "deeplab_fast.crf.parameters(3)": "arg-type",
+    "deeplab_fast.compat.toco.DenseCRF(10, 3)": "call-arg",
     "deeplab_fast.no_such_name": "attr-defined",
 }
 HEAD = [
