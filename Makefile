@@ -20,7 +20,7 @@ WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending)))
 
-.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench lint format sanitize clean install
+.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench lint format sanitize test-aarch64 clean install
 
 install: $(INSTALLED)
 
@@ -98,6 +98,18 @@ sanitize: $(INSTALLED)
 	    -DDEEPLAB_FAST_SANITIZE=$$sanitizer -DDEEPLAB_FAST_CUDA=OFF >/dev/null && \
 	  $(BIN)/cmake --build build/$$sanitizer --target core_check && build/$$sanitizer/core_check || exit 1; \
 	done
+
+# The compute core for 64-bit ARM: its checks under qemu, and no vector of the hot loops on the stack. Needs
+# aarch64-linux-gnu-g++ and qemu-aarch64-static (Debian: g++-aarch64-linux-gnu, qemu-user-static).
+ARM := build/aarch64
+test-aarch64: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(ARM) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DDEEPLAB_FAST_TORCH=OFF \
+	  -DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON >/dev/null
+	$(BIN)/cmake --build $(ARM) --target core_check
+	aarch64-linux-gnu-objdump -dC --no-show-raw-insn $(ARM)/CMakeFiles/isa_baseline.dir/csrc/crf/mean_field_isa.cpp.o \
+	  | $(BIN)/python tests/native/hot_loops.py
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu $(ARM)/core_check
 
 clean:
 	rm -rf build dist *.egg-info deeplab_fast/*.so $(INSTALLED)

@@ -15,6 +15,8 @@ namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
 namespace {
 
+// With narrower vectors the taps of many labels take longer than a lattice.
+constexpr bool kStencils = kWidest >= 8;
 // Pixels of one stage of the softmax.
 constexpr int kTile = 64;
 constexpr float kHighestSafe = 80.0f;
@@ -55,8 +57,9 @@ struct SliceKernel {
     const float *from = energies + first, *rows = view.blurred + first;
     float *to = scores.energy + first, *filtered = scores.filtered + first;
     const float *after = view.after != nullptr ? view.after + scores.block.begin : nullptr, scale = view.scale;
-    if (view.stencil != nullptr)
-      return stencil_slice<kLanes>(*view.stencil, scores.block, scale, rows, lanes, from, to);
+    if constexpr (kStencils || kLanes == 4)  // four: the two labels that have one on every instruction set
+      if (view.stencil != nullptr)
+        return stencil_slice<kLanes>(*view.stencil, scores.block, scale, rows, lanes, from, to);
     by_corners(view.corners, [&](auto corners) {
       const auto walk = [&](auto use) { slice_lanes<kLanes, corners.value>(view, scores.block, rows, lanes, use); };
       if (view.compat == Compat::kMatrix)
@@ -302,7 +305,7 @@ void binary_pass(const BinaryPass& pass) {
 extern const MeanFieldKernels mean_field_kernels;
 const MeanFieldKernels mean_field_kernels{
     DEEPLAB_FAST_SET,
-    .wide = kWidest >= 8,
+    .wide = kStencils,
     DEEPLAB_FAST_KERNEL(pixel_pass_scratch),
     DEEPLAB_FAST_KERNEL(pixel_pass),
     DEEPLAB_FAST_KERNEL(binary_pass),

@@ -14,7 +14,7 @@ constexpr int kWidest = 16, kRegisterLanes = 32;
 #elif defined(__AVX2__)
 constexpr int kWidest = 8, kRegisterLanes = 16;
 #elif defined(__aarch64__)
-constexpr int kWidest = 4, kRegisterLanes = 16;
+constexpr int kWidest = 4, kRegisterLanes = 12;
 #else
 constexpr int kWidest = 4, kRegisterLanes = 8;
 #endif
