@@ -27,7 +27,10 @@ PHOTOS = {  # name: (photo, width, height)
     "500x375 coffee": ("coffee", 500, 375),
     "500x375 rocket": ("rocket", 500, 375),
     "2448x2048": ("astronaut", 2448, 2048),
+    "4000x3000": ("astronaut", 4000, 3000),
 }
+PEER_ARRAYS = 7  # like the unary, in pydensecrf
+MOST_OF_PEER = 16e9  # bytes of them: more need ten minutes a call and a machine with much memory
 TINY = (40, 30)
 
 
@@ -39,8 +42,8 @@ def _cpu_cases(target: Target) -> Iterator[Case]:
     for (size, (name, width, height)), (kind, (labels, present)), preset in itertools.product(
         PHOTOS.items(), LABELS.items(), PRESETS
     ):
-        if width > 1000 and labels > 91:
-            continue  # pydensecrf would need some 30 GB and ten minutes a call
+        if width * height * labels * 4 * PEER_ARRAYS > MOST_OF_PEER:
+            continue
         params = PRESETS[preset]
         backends = {"pydensecrf": Backend(functools.partial(_run_peer, params, labels), threads=1, needs=PYDENSECRF)}
         for threads in THREADS:
@@ -60,8 +63,8 @@ def _cpu_cases(target: Target) -> Iterator[Case]:
             stages=("build", "inference"),
             quick=size == "500x375 coffee"
             and (kind in ("2", "21") or (kind in ("91", "182 sparse") and preset == "irn")),
-            # pydensecrf holds seven arrays like the unary, and some 150 bytes a pixel for the lattices.
-            memory=width * height * (7 * 4 * labels + 150),
+            # And some 150 bytes a pixel for pydensecrf's lattices.
+            memory=width * height * (PEER_ARRAYS * 4 * labels + 150),
             sizes={
                 "width": width,
                 "height": height,
