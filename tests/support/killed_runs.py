@@ -40,9 +40,9 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Files that have their names: neither what is half-written nor the list of failures."""
-    files = written(out) if out.exists() else {}
-    return {name: content for name, content in files.items() if not is_partial(name) and name != "failed.txt"}
+    """Files that have their names: neither what is half-written, which may vanish while it is read, nor failures."""
+    paths = [path for path in sorted(out.rglob("*")) if not is_partial(path.name) and path.name != "failed.txt"]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
 def is_partial(name: str) -> bool:
