@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import HEIGHT, WIDTH, files, labels_of, make_scene, run, succeeds
+from command import HEIGHT, WIDTH, files, make_scene, run, succeeds
+from data_sets import labels_of
 from PIL import Image
 from typer.testing import CliRunner
 

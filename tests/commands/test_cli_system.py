@@ -10,7 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from command import files, labels_of, succeeds
+from command import files, succeeds
+from data_sets import labels_of
 from small_system import call, train_in
 
 pytest.importorskip("pydantic", reason="pydantic is not installed")

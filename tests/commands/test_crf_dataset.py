@@ -14,28 +14,20 @@ import time
 import killed_runs
 import numpy as np
 import pytest
-from data_sets import make_set, names, written
+from command import succeeds
+from data_sets import make_set, names, set_of_six, written
 from PIL import Image
 from places import with_path
 from typer.testing import CliRunner
 
 from deeplab_fast.commands import app
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_set(tmp_path, 6)
+folder = set_of_six
 
 
 def run(folder, *options, images="images", scores="scores", out="out", **environment):
     words = ["crf", folder / images, *[folder / one for one in (scores,) if one], "-o", folder / out, *options]
     return CliRunner().invoke(app.app, [str(word) for word in words], env=environment)
-
-
-def succeeds(result):
-    assert result.exit_code == 0, result.output
-    assert "Traceback" not in result.output
-    return result
 
 
 def fails(code, message, result):

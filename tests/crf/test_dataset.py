@@ -7,25 +7,13 @@ import os
 
 import numpy as np
 import pytest
-from data_sets import CLASSES, make_set, names, scene, written
+from data_sets import CLASSES, labels_of, make_set, names, refine, scene, set_of_six, written
 from PIL import Image
 
 from deeplab_fast import crf, pictures
 from deeplab_fast.scores import resize_scores
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_set(tmp_path, 6)
-
-
-def refine(folder, out="out", **options):
-    return crf.refine_dataset(folder / "images", folder / "scores", folder / out, **{"jobs": 0, **options})
-
-
-def labels_of(path):
-    with Image.open(path) as picture:
-        return np.array(picture)
+folder = set_of_six
 
 
 # ---------------------------------------------------------------------------------------------------- what is written

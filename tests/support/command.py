@@ -47,12 +47,6 @@ def files(folder):
     return sorted(os.listdir(folder))
 
 
-def labels_of(path):
-    with Image.open(path) as picture:
-        assert picture.mode == "P"
-        return np.array(picture)
-
-
 def succeeds(result):
     assert result.exit_code == 0, result.output
     assert "Traceback" not in result.output

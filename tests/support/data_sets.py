@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from deeplab_fast import pictures
+from deeplab_fast import crf, pictures
 
 CLASSES = 4
 COLOURS = np.array([[20, 40, 90], [220, 180, 60], [40, 160, 70], [200, 60, 160]])
@@ -40,6 +41,12 @@ def make_set(root: Path, count: int, height: int = 48, width: int = 64) -> Path:
     return root
 
 
+@pytest.fixture
+def set_of_six(tmp_path: Path) -> Path:
+    """A folder with six of each; test files give it a name of theirs."""
+    return make_set(tmp_path, 6)
+
+
 def names(count: int) -> list[str]:
     """Of the images that `make_set` makes."""
     return [f"more/{number:04}" if number % 3 == 2 else f"{number:04}" for number in range(count)]
@@ -48,3 +55,15 @@ def names(count: int) -> list[str]:
 def written(out: Path) -> dict[str, bytes]:
     """The content of every file in a folder, hidden ones as well, by its path in it."""
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def refine(folder: Path, out: str = "out", **options) -> crf.DatasetResult:
+    """Refine what `make_set` made in `folder`, in this process, with the defaults, unless `options` say otherwise."""
+    return crf.refine_dataset(folder / "images", folder / "scores", folder / out, **{"jobs": 0, **options})
+
+
+def labels_of(path: Path) -> np.ndarray:
+    """The labels (H, W) of a result, which is a palette picture."""
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        return np.array(picture)
