@@ -128,13 +128,11 @@ def main(
             for who in samples
             if not run.failures
         ]
-    report.print_run(run)
-    for who, taken in seconds.items():
-        print(f"{who}: {1 / np.median(taken):.2f} images/s, {np.median(peaks[who]) / 1e6:.0f} MB at most")
-    if save:
-        results.write(results.FOLDER / f"{save}.json", run)
-    if run.failures:
-        raise typer.Exit(1)
+    lines = [
+        f"{who}: {1 / np.median(taken):.2f} images/s, {np.median(peaks[who]) / 1e6:.0f} MB at most"
+        for who, taken in seconds.items()
+    ]
+    report.finish(run, save, lines)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ def main(
         with console.status(case.name):
             peaks = measure_case(case)
         run.measurements += [session.measurement(case, name, [peak], unit="B") for name, peak in peaks.items()]
-    report.print_run(run)
-    if save:
-        results.write(results.FOLDER / f"{save}.json", run)
+    report.finish(run, save)
 
 
 if __name__ == "__main__":

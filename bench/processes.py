@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from bench import report, results
+from bench import report
 from bench.results import Measurement, Run
 from bench.runner import WHOLE
 from deeplab_fast.crf import PRESETS
@@ -108,11 +108,7 @@ def main(
             Measurement("dense_crf", size, "cpu", WHOLE, backend, PEER, 1, sizes, "s", times, error * (backend == OURS))
             for backend, times in samples.items()
         ]
-    report.print_run(run)
-    if save:
-        results.write(results.FOLDER / f"{save}.json", run)
-    if run.failures:
-        raise typer.Exit(1)
+    report.finish(run, save)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Run, best, committed, median, read
+from bench.results import FOLDER, Run, best, committed, median, read, write
 from bench.runner import WHOLE
 
 UNITS = {"s": ("ms", 1e3), "B": ("MB", 1e-6)}
@@ -25,6 +26,21 @@ def print_run(run: Run, title: str = "") -> None:
         print(f"FAILED {text}")
     for text in run.left_out:
         print(f"left out: {text}")
+
+
+def finish(run: Run, save: str, lines: Sequence[str] = ()) -> None:
+    """End a command: print its run, then lines about it, and write bench/results/{save}.json, if there is a name.
+
+    Raises:
+        typer.Exit: with code 1, if anything failed.
+    """
+    print_run(run)
+    for line in lines:
+        print(line)
+    if save:
+        write(FOLDER / f"{save}.json", run)
+    if run.failures:
+        raise typer.Exit(1)
 
 
 def describe(run: Run) -> str:

@@ -19,6 +19,7 @@ sys.path.append(str(ROOT))  # last, as these tests may run against an installed 
 torch = pytest.importorskip("torch")
 pytest.importorskip("psutil")
 
+import typer  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from bench import __main__ as command  # noqa: E402
@@ -275,12 +276,25 @@ def test_two_runs_beside_each_other(capsys):
     ]  # fmt: skip
 
 
+def test_a_run_is_printed_and_kept_even_if_something_failed(monkeypatch, tmp_path, capsys):
+    run = new_run()
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    report.finish(run, "found", ["one line more"])
+    assert results.read(tmp_path / "found.json") == run
+    run.failures.append("labels differ")
+    with pytest.raises(typer.Exit) as ended:
+        report.finish(run, "failed")
+    assert ended.value.exit_code == 1
+    assert results.read(tmp_path / "failed.json") == run
+    assert capsys.readouterr().out == "one line more\nFAILED labels differ\n"
+    report.finish(new_run(), "")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 # --- The command ---------------------------------------------------------------------------------------------------
 
 
 def bench(*words: str):
-    import typer
-
     app = typer.Typer()
     app.command()(command.main)
     return CliRunner().invoke(app, list(words))
