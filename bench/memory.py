@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pickle
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,19 +21,10 @@ from rich.console import Console
 
 from bench import registry, report, results, session
 from bench.case import Case, Target
+from deeplab_fast._limits import peak_memory
 
 # What backends import when they first compute, beside the modules that they need: no part of their memory.
 IMPORTED = ("deeplab_fast.ops", "deeplab_fast.nn", "deeplab_fast.patching", "deeplab_fast.pydensecrf.densecrf")
-
-
-def peak_rss() -> int:
-    """Bytes. On Linux from /proc: getrusage counts the parent process from before the exec, too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(kilobytes) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_alone(name: str, backend_name: str, inputs_file: str) -> None:
@@ -46,12 +35,12 @@ def run_alone(name: str, backend_name: str, inputs_file: str) -> None:
         importlib.import_module(module)
     if backend.threads is not None:
         torch.set_num_threads(backend.threads)
-    before = peak_rss()
+    before = peak_memory()
     with open(inputs_file, "rb") as file:
         result = backend.run(pickle.load(file))
     if isgenerator(result):
         deque(result, maxlen=0)
-    print(peak_rss() - before)
+    print(peak_memory() - before)
 
 
 def measure_case(case: Case) -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""How many processors and how much memory this process may have: the machine's, its affinity, its control groups'.
+"""How many processors and how much memory this process may have, and how much memory it had.
 
-Control groups (of both versions) are what containers and batch systems limit. Each level of their tree limits all below
-it, so the least of a process's own level and those above it counts. Never imports torch.
+The machine, the process's affinity and its control groups limit both. Control groups (of both versions) are what
+containers and batch systems limit. Each level of their tree limits all below it, so the least of a process's own level
+and those above it counts. Never imports torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +50,36 @@ def memory() -> float:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((folder / name).read_text()))
     return min(limits)
+
+
+def available_memory() -> float:
+    """Bytes that this process could have now; 4e9 when unknown."""
+    limit = memory()
+    free = _kilobytes("proc/meminfo", "MemAvailable")
+    if free is not None:
+        return min(limit, free * 1024)
+    return limit if math.isfinite(limit) else 4e9
+
+
+def peak_memory() -> int:
+    """Bytes that this process had at most, resident; 0 when unknown."""
+    peak = _kilobytes("proc/self/status", "VmHWM")
+    if peak is not None:
+        return peak * 1024
+    # Elsewhere only: on Linux getrusage counts the parent process from before the exec, too.
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return 0
+
+
+def _kilobytes(file: str, name: str) -> int | None:
+    """What a line such as `MemAvailable:   123 kB` of a file says; None without the file or the line."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open(ROOT / file) as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return None
 
 
 def most_kept() -> int:

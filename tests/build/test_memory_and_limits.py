@@ -27,15 +27,18 @@ def system(tmp_path, monkeypatch):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n")
+        forget()
+
+    def forget() -> None:
         _limits.processor_quota.cache_clear()
         _limits.memory.cache_clear()
 
+    forget()
     monkeypatch.setattr(_limits, "ROOT", tmp_path)
     monkeypatch.setattr(_limits.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(_limits.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 4096}[name])
     yield make
-    _limits.processor_quota.cache_clear()
-    _limits.memory.cache_clear()
+    forget()
 
 
 UNIFIED = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup rw,nsdelegate"
@@ -109,6 +112,21 @@ def test_a_fraction_of_a_processor(system):
 
 def test_no_proc(system, tmp_path):
     assert (_limits.processor_quota(), _limits.processors()) == (math.inf, 16)
+    assert _limits.available_memory() == PHYSICAL
+    assert _limits.peak_memory() > 2**20  # getrusage knows as well
+
+
+def test_memory_that_is_free_counts_within_the_limit(system):
+    files = {"proc/meminfo": "MemTotal:       67108864 kB\nMemFree: 12 kB\nMemAvailable:   3000 kB"}
+    system("0::/", UNIFIED, {f"{FOLDER}/memory.max": str(2**31), **files})
+    assert _limits.available_memory() == 3000 * 1024
+    system("0::/", UNIFIED, {f"{FOLDER}/memory.max": "1000000", **files})
+    assert _limits.available_memory() == 1000000
+
+
+def test_peak_memory_is_that_of_the_process(system):
+    system("0::/", UNIFIED, {"proc/self/status": "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t    250 kB"})
+    assert _limits.peak_memory() == 250 * 1024
 
 
 def test_threads_and_sizes_follow_the_limits(system):

@@ -201,7 +201,7 @@ class _Run:
         note: Note | None,
     ):
         self.work, self.pairs, self.part, self.jobs = todo, pairs, part, jobs
-        self.memory = _available() * MEMORY_SHARE if memory is None else memory
+        self.memory = _limits.available_memory() * MEMORY_SHARE if memory is None else memory
         self.progress, self.note = progress, note or (lambda text: None)
         self.failed: dict[str, str] = {}
         self.changed: dict[str, float] = {}
@@ -347,13 +347,3 @@ def _here(pair: Pair, is_there: bool, todo: Work) -> Outcome:
         return work.done(work.finish(work.load(pair, todo.how), todo, is_there=is_there))
     except Exception as error:
         return work.failure(pair.name, error)
-
-
-def _available() -> float:
-    """Bytes that this process could have now."""
-    limit = _limits.memory()
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        with open("/proc/meminfo") as file:
-            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-        return min(limit, kilobytes * 1024)
-    return limit if np.isfinite(limit) else 4e9

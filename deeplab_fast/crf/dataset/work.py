@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeplab_fast import files, pictures
+from deeplab_fast import _limits, files, pictures
 from deeplab_fast.crf import inputs, refining
 from deeplab_fast.crf.dataset.pairs import Pair
 from deeplab_fast.crf.inputs import UNSURE, CRFInput, Reading
@@ -210,7 +210,7 @@ def pixel_counts(truth: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[N
 
 def done(outcome: Outcome) -> Outcome:
     """An outcome with the memory of this process in it."""
-    return replace(outcome, peak=peak_memory())
+    return replace(outcome, peak=_limits.peak_memory())
 
 
 def failure(name: str, error: Exception) -> Outcome:
@@ -220,13 +220,4 @@ def failure(name: str, error: Exception) -> Outcome:
         text = f"not enough memory: {text}"
     elif not isinstance(error, PROBLEMS):
         text = f"{type(error).__name__}: {text}"
-    return Outcome(name, error=text, fatal=isinstance(error, WritingError), peak=peak_memory())
-
-
-def peak_memory() -> int:
-    """Bytes that this process had at most; 0 where the system does not say."""
-    try:
-        with open("/proc/self/status") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), 0)
-    except OSError:
-        return 0
+    return Outcome(name, error=text, fatal=isinstance(error, WritingError), peak=_limits.peak_memory())
