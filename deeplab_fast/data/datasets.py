@@ -13,7 +13,7 @@ from deeplab_fast.data._checks import checked_count, checked_folder
 from deeplab_fast.data.problems import class_numbers, outside
 from deeplab_fast.data.sample import Entry, FileDataset, checked_classes
 from deeplab_fast.errors import ArgumentError
-from deeplab_fast.pictures import IGNORED, read_labels
+from deeplab_fast.pictures import IGNORED, IMAGE_ENDINGS, read_labels
 from deeplab_fast.pictures.label_values import LabelValues
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_list(path: Path, what: str) -> list[tuple[str, str]]:

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_fast import files, pictures, scores
-from deeplab_fast.data.datasets import IMAGE_ENDINGS
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.evaluation import batching
 from deeplab_fast.evaluation.predictor import NotFiniteError, Prediction, Predictor
 
-__all__ = ["IMAGE_ENDINGS", "PredictionResult", "collect_images", "predict"]
+__all__ = ["PredictionResult", "collect_images", "predict"]
 
 
 PathLike = str | os.PathLike[str]
@@ -46,8 +45,8 @@ class PredictionResult:
 def collect_images(paths: Sequence[PathLike] | PathLike) -> list[Path]:
     """The image files that paths stand for: files as they are, folders by what they hold, each file once.
 
-    A folder's .jpg, .jpeg, .png, .bmp and .webp files are taken in the order of their names; not those in folders
-    inside it, nor hidden ones.
+    A folder's files that end as `pictures.IMAGE_ENDINGS` says are taken in the order of their names; not those in
+    folders inside it, nor hidden ones.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -70,10 +69,10 @@ def _in_folder(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in pictures.IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
     if not files:
-        wanted = f"one that holds {', '.join(IMAGE_ENDINGS)} files"
+        wanted = f"one that holds {', '.join(pictures.IMAGE_ENDINGS)} files"
         raise ArgumentError("paths", f"{folder}, without images", wanted, what="folder")
     return files
 

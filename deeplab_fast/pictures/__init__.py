@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from deeplab_fast.pictures.drawing import boundaries, colour_labels, overlay, panel, voc_palette
 from deeplab_fast.pictures.label_values import IGNORED, LabelValues
-from deeplab_fast.pictures.reading import picture_size, read_grey, read_image, read_labels, read_palette
+from deeplab_fast.pictures.reading import IMAGE_ENDINGS, picture_size, read_grey, read_image, read_labels, read_palette
 from deeplab_fast.pictures.writing import labels_writer, picture_format, picture_writer, save_image, save_labels
 
 __all__ = [
     "IGNORED",
+    "IMAGE_ENDINGS",
     "LabelValues",
     "boundaries",
     "colour_labels",

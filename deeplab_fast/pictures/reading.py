@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# What names of photos end in.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Formats whose pixels are not those that were stored; MPO is a camera's JPEG with more pictures in it.
 _LOSSY = ("JPEG", "MPO")
 

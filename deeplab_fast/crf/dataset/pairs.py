@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_fast.errors import ArgumentError
+from deeplab_fast.pictures import IMAGE_ENDINGS
 from deeplab_fast.scores import ARRAY_ENDINGS
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
 # Of scores, what is taken first of several files with one name: pictures may be there to be looked at only.
 SCORE_ENDINGS = (ARRAY_ENDINGS, LABEL_ENDINGS, tuple(one for one in IMAGE_ENDINGS if one not in LABEL_ENDINGS))
