@@ -25,8 +25,10 @@ from deeplab_fast.commands.options import (
     Palette,
     Values,
     check_scores_options,
+    parsed_numbers,
     parsed_values,
 )
+from deeplab_fast.errors import one_of
 
 # numpy, Pillow and rich's tables are imported where they are used: --help and --version answer at once.
 if TYPE_CHECKING:
@@ -193,29 +195,31 @@ def crf_command(
         check_scores_options(kind, layout, labels=True)
         from deeplab_fast import pictures
         from deeplab_fast.crf.inputs import Reading
+        from deeplab_fast.crf.volumes import VOLUME_ENDINGS
 
         if threads is not None and threads < 1:
             raise WrongOption("--threads", threads, "at least 1")
         with option_errors("--classes", "--gt-prob", "--keys", "--background"):
             how = Reading(
-                kind, layout, key, classes, gt_prob, tuple(unsure or ()), parsed_values(values), keys, background
-            )
+                kind=kind, layout=layout, key=key, classes=classes, gt_prob=gt_prob, unsure=tuple(unsure or ()),
+                values=parsed_values(values), keys=keys, background=background,
+            )  # fmt: skip
         colours = None if palette is None else pictures.read_palette(palette)
+        shared: dict[str, Any] = {
+            "scores": scores, "out": out, "params": params, "how": how, "save_probabilities": save_probabilities,
+            "threads": threads,
+        }  # fmt: skip
         of_set: dict[str, Any] = {
             "root": root, "jobs": jobs, "memory": memory, "skip_existing": skip_existing,
             "skip_missing": skip_missing, "shard": shard, "labels": labels, "compare": compare,
         }  # fmt: skip
         if (modality or spacing is not None) and not crf_volume.is_volume(images):
             option = "--modality" if modality else "--spacing"
-            raise WrongUse(f"{option} belongs to a volume, {images} is none: .nii, .nii.gz or .npy")
+            raise WrongUse(f"{option} belongs to a volume, {images} is none: {one_of(VOLUME_ENDINGS)}")
         if crf_set.is_set(images, scores):
             if overlay_to is not None:
                 raise WrongUse(f"--overlay-to belongs to one photo, {images} is a data set: --overlay")
-            crf_set.refine(
-                crf_set.Request(
-                    images, scores, out, params, how, overlay, save_probabilities, threads, colours, **of_set
-                )
-            )
+            crf_set.refine(crf_set.Request(images=images, overlay=overlay, palette=colours, **shared, **of_set))
             return
         given = [f"--{name.replace('_', '-')}" for name, value in of_set.items() if value not in (None, False)]
         if given:
@@ -227,15 +231,11 @@ def crf_command(
                 raise WrongUse(f"--overlay, --overlay-to and --palette belong to photos, {images} is a volume")
             across = crf_volume.parsed_spacing(spacing)
             crf_volume.refine(
-                crf_volume.Request(
-                    images, scores, out, params, how, tuple(modality or ()), across, save_probabilities, threads
-                )
+                crf_volume.Request(image=images, modalities=tuple(modality or ()), spacing=across, **shared)
             )
             return
         crf_photo.refine(
-            crf_photo.Request(
-                images, scores, out, params, how, overlay, overlay_to, save_probabilities, threads, colours
-            )
+            crf_photo.Request(image=images, overlay=overlay, overlay_to=overlay_to, palette=colours, **shared)
         )
 
 
@@ -243,10 +243,7 @@ def _deviations(text: str | None) -> float | tuple[float, ...] | None:
     """What --bi-rgb-std says."""
     if text is None:
         return None
-    try:
-        numbers = tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise WrongOption("--bi-rgb-std", text, "a number, or one for each channel, as in 40,60") from None
+    numbers = parsed_numbers("--bi-rgb-std", text, "a number, or one for each channel, as in 40,60")
     return numbers if len(numbers) > 1 else numbers[0]
 
 

@@ -26,6 +26,7 @@ from deeplab_fast.commands.options import (
     Set,
     SkipMissing,
     check_scores_options,
+    parsed_numbers,
 )
 
 if TYPE_CHECKING:
@@ -136,16 +137,13 @@ def _advice(results: list[SearchResult]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(name: str, values: str) -> list[float]:
+def _numbers(name: str, values: str) -> tuple[float, ...]:
     """The values of an option, each one that the CRF takes."""
     from deeplab_fast import crf
 
     option = f"--{name.replace('_', '-')}"
-    try:
-        numbers = [(int if name == "iterations" else float)(value) for value in values.split(",")]
-    except ValueError:
-        kind = "whole numbers" if name == "iterations" else "numbers"
-        raise WrongOption(option, values, f"{kind} separated by commas") from None
+    whole = name == "iterations"
+    numbers = parsed_numbers(option, values, f"{'whole ' * whole}numbers separated by commas", whole=whole)
     with option_errors(option):
         for number in numbers:
             override: dict[str, Any] = {name: number}

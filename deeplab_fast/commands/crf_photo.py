@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from deeplab_fast.crf.inputs import CRFInput, Reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked for."""
 
@@ -63,7 +64,7 @@ def refine(request: Request) -> None:
     given = inputs.as_input(stored, photo.shape[:2], request.how, request.scores)
     for text in given.notes:
         note(text)
-    Q, seconds = _refine(photo, given.prob, request.params, request.threads)
+    Q, seconds = infer(photo, given.prob, request.params, request.threads)
     labels = given.labels(Q)
     _write(request, photo, given, Q, labels)
     report(given, labels, seconds, request.outputs, request.palette)
@@ -84,17 +85,21 @@ def _check_outputs(request: Request) -> None:
         files.check_destination(path, [request.image, request.scores])
 
 
-def _refine(
-    photo: NDArray[np.uint8], prob: NDArray[np.float32], params: CRFParameters, threads: int | None
+def infer(
+    image: NDArray[np.uint8] | NDArray[np.float32],
+    prob: NDArray[np.float32],
+    params: CRFParameters,
+    threads: int | None,
+    spacing: Sequence[float] | None = None,
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Q (K, H, W), and the seconds that building and inference took."""
+    """Q of a photo (K, H, W) or a volume (K, D, H, W), and the seconds that building and inference took."""
     from deeplab_fast import crf, pydensecrf
 
     if threads is not None:
         pydensecrf.set_num_threads(threads)
     start = time.perf_counter()
-    with spinner("Building the lattices"):
-        built = crf.build(photo, prob, params)
+    with option_errors("--bi-rgb-std"), spinner("Building the lattices"):
+        built = crf.build(image, prob, params, spacing)
     middle = time.perf_counter()
     with spinner(f"Inference, {params.iterations} iterations"):
         Q = built.infer()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked for."""
 

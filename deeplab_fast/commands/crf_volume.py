@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab_fast.commands import crf_photo
-from deeplab_fast.commands.common import WrongOption, WrongUse, note, option_errors, spinner
+from deeplab_fast.commands.common import WrongOption, WrongUse, note, option_errors
+from deeplab_fast.commands.options import parsed_numbers
 
 # numpy is imported where it is used: --help and --version answer at once.
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deeplab_fast.crf.inputs import CRFInput, Reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked for; `modalities` are further files of the same volume."""
 
@@ -49,39 +49,30 @@ class Request:
 
 def is_volume(image: Path) -> bool:
     """Whether a name is that of a volume, not of a photo."""
-    return image.name.lower().endswith((".nii", ".nii.gz", ".npy"))
+    from deeplab_fast.crf.volumes import VOLUME_ENDINGS
+
+    return image.name.lower().endswith(VOLUME_ENDINGS)
 
 
 def parsed_spacing(text: str | None) -> tuple[float, ...] | None:
     """What --spacing says."""
     if text is None:
         return None
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise WrongOption("--spacing", text, "three numbers, as in 3,1,1: slices, rows, columns") from None
+    return parsed_numbers("--spacing", text, "three numbers, as in 3,1,1: slices, rows, columns")
 
 
 def refine(request: Request) -> None:
     """Refine a volume's scores or labels, write the labels, and say what changed."""
     _check_use(request)
-    from deeplab_fast import crf, pydensecrf
+    from deeplab_fast import crf
     from deeplab_fast.crf import volumes
 
-    if request.threads is not None:
-        pydensecrf.set_num_threads(request.threads)
     with option_errors("--spacing", paths="--modality"):
         volume = crf.read_volume([request.image, *request.modalities], request.spacing)
     given = _read_input(request, volume)
     for text in given.notes:
         note(text)
-    start = time.perf_counter()
-    with option_errors("--bi-rgb-std"), spinner("Building the lattices"):
-        built = crf.build(volume.values, given.prob, request.params, volume.spacing)
-    middle = time.perf_counter()
-    with spinner(f"Inference, {request.params.iterations} iterations"):
-        Q = built.infer()
-    seconds = {"build": middle - start, "inference": time.perf_counter() - middle}
+    Q, seconds = crf_photo.infer(volume.values, given.prob, request.params, request.threads, volume.spacing)
     labels = Q.argmax(axis=0)
     _write(request, volumes.labels_writer(request.out, labels, volume), Q, given)
     crf_photo.report(given, labels, seconds, request.outputs, unit="voxels")

@@ -93,6 +93,14 @@ def check_scores_options(kind: str, layout: str, labels: bool = False) -> None:
             raise WrongOption(option, word, one_of(words))
 
 
+def parsed_numbers(option: str, text: str, wanted: str, *, whole: bool = False) -> tuple[float, ...]:
+    """Numbers, whole ones if so, that are separated by commas; raise WrongOption, which says what is wanted."""
+    try:
+        return tuple((int if whole else float)(number) for number in text.split(","))
+    except ValueError:
+        raise WrongOption(option, text, wanted) from None
+
+
 def parsed_values(text: str | None) -> LabelValues | None:
     """What --values says."""
     if text is None:

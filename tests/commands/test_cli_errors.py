@@ -263,6 +263,8 @@ def test_unexpected_errors_are_one_line_and_debug_shows_more(folder, monkeypatch
         (["--bi-xy-std", "-1"], r"--bi-xy-std: is -1\.0, should be a positive number"),
         (["--pos-xy-std", "0"], r"--pos-xy-std: is 0\.0, should be a positive number"),
         (["--bi-rgb-std", "nan"], "--bi-rgb-std: is nan, should be a positive number"),
+        (["--bi-rgb-std", "40,60"], r"--bi-rgb-std: is \(40\.0, 60\.0\), should be one number, or 3"),
+        (["--bi-rgb-std", "40,x"], "--bi-rgb-std: is '40,x', should be a number, or one for each channel"),
         (["--pos-w", "inf"], "--pos-w: is inf, should be a finite number"),
         (["--iterations", "-1"], "--iterations: is -1, should be at least 0"),
         (["--preset", "voc"], "--preset: is 'voc', should be deeplab, irn, psa, afa, toco"),
