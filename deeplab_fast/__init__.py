@@ -6,8 +6,9 @@ Importing this package imports neither torch nor the compiled code; each name be
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deeplab_fast import _lazy
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _MODULES = (
 __all__ = ["__version__", *_LAZY, *_MODULES]
 
 
-if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as X` marks what is exported
+if TYPE_CHECKING:  # `X as X` marks what is exported
     from deeplab_fast import compat as compat
     from deeplab_fast import config as config
     from deeplab_fast import crf as crf
@@ -57,16 +58,4 @@ if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as
     from deeplab_fast.patching import patch as patch
     from deeplab_fast.patching import unpatch as unpatch
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _LAZY:
-            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-            globals()[name] = value
-            return value
-        if name in _MODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    __getattr__, __dir__ = _lazy.attributes(__name__, _LAZY, _MODULES)

@@ -9,8 +9,9 @@ mean-field inference, algorithm 1. Presets are parameter sets that well-known se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from deeplab_fast import _lazy
 from deeplab_fast.crf.dataset import DatasetResult, refine_dataset
 from deeplab_fast.crf.parameters import PRESETS, CRFParameters, parameters
 from deeplab_fast.crf.refining import CLIP, BuiltCRF, build, densecrf, probabilities_from_labels, refine
@@ -19,6 +20,8 @@ from deeplab_fast.scores import probabilities_from_scores, resize_scores, score_
 
 if TYPE_CHECKING:
     from deeplab_fast.crf.batched import batched_crf
+else:
+    __getattr__, __dir__ = _lazy.attributes(__name__, {"batched_crf": "batched"})
 
 __all__ = [
     "CLIP",
@@ -39,11 +42,3 @@ __all__ = [
     "resize_scores",
     "score_kind",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "batched_crf":
-        from deeplab_fast.crf.batched import batched_crf
-
-        return batched_crf
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

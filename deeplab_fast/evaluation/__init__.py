@@ -5,8 +5,9 @@ Beside what is named here: `crf_search.search`, `report.write_report`. The repor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deeplab_fast import _lazy
 
 # name -> module that has it
 _LAZY = {
@@ -25,7 +26,7 @@ _MODULES = ("crf_search", "report")
 
 __all__ = [*_LAZY, *_MODULES]
 
-if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as X` marks what is exported
+if TYPE_CHECKING:  # `X as X` marks what is exported
     from deeplab_fast.evaluation import crf_search as crf_search
     from deeplab_fast.evaluation import report as report
     from deeplab_fast.evaluation.crf_search import SearchResult as SearchResult
@@ -39,16 +40,4 @@ if TYPE_CHECKING:  # for type checkers, which cannot follow `__getattr__`; `X as
     from deeplab_fast.evaluation.predictor import Prediction as Prediction
     from deeplab_fast.evaluation.predictor import Predictor as Predictor
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _LAZY:
-            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-            globals()[name] = value
-            return value
-        if name in _MODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    __getattr__, __dir__ = _lazy.attributes(__name__, _LAZY, _MODULES)

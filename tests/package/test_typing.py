@@ -72,13 +72,16 @@ def exported(file: Path) -> dict[str, str]:
     return {alias.asname: one.module for one in imports for alias in one.names if alias.asname == alias.name}
 
 
-def test_checkers_see_the_lazy_names():
-    file = Path(deeplab_fast.__file__)
-    seen = exported(file)
-    assert seen.keys() == {*deeplab_fast._LAZY, *deeplab_fast._MODULES}
+@pytest.mark.parametrize("name", ["deeplab_fast", "deeplab_fast.evaluation"])
+def test_checkers_see_the_lazy_names(name):
+    package = import_module(name)
+    seen = exported(Path(package.__file__))
+    assert seen.keys() == {*package._LAZY, *package._MODULES} <= {*dir(package)}
     for name, module in seen.items():
-        own = import_module(f"{module}.{name}" if name in deeplab_fast._MODULES else module)
-        assert getattr(deeplab_fast, name) is (own if name in deeplab_fast._MODULES else getattr(own, name))
+        own = import_module(f"{module}.{name}" if name in package._MODULES else module)
+        assert getattr(package, name) is (own if name in package._MODULES else getattr(own, name))
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'no_such_name'"):
+        package.no_such_name  # noqa: B018
 
 
 def test_stub_of_the_compiled_core():
