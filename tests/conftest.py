@@ -53,12 +53,13 @@ def poisoned_memory():
 @pytest.fixture(params=["kernels", "reference"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test twice: with compiled kernels where they are loaded, and with the reference throughout."""
-    from deeplab_fast import _native
+    from compiled import require_kernels
+
     from deeplab_fast.ops import define, lattice
 
     if request.param == "reference":
         monkeypatch.setattr(define, "kernels_wanted", lambda: False)
         monkeypatch.setattr(lattice._core, "compiled", lambda: None)
-    elif not _native.load():
-        pytest.skip("the compiled library is not there")  # built without a compiler: then only the reference counts
+    else:
+        require_kernels()
     return request.param

@@ -15,6 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiled import require_built  # noqa: E402
+
 from deeplab_fast import _native  # noqa: E402
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -73,8 +75,7 @@ def test_cuda_kernels_keep_everything_in_registers(source: Path, architecture: s
 @pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
 @pytest.mark.parametrize("library", _native.LIBRARIES.values(), ids=_native.LIBRARIES.keys())
 def test_only_the_stable_abi_is_used(library: Path):
-    if not library.exists():  # it is optional: a machine may have no compiler, or no nvcc
-        pytest.skip(f"{library.name} is not built")
+    require_built(library)
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
     ).stdout
@@ -97,8 +98,7 @@ def test_only_the_stable_abi_is_used(library: Path):
 def test_torchs_libraries_are_needed_by_name(kind: str, names: list[str]):
     """Python opens them locally, so their symbols are found through these names alone; CUDA's are torch's matter."""
     library = _native.LIBRARIES[kind]
-    if not library.exists():
-        pytest.skip(f"{library.name} is not built")
+    require_built(library)
     listing = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
     assert [name for name in needed if re.match("libtorch|libc10|libcu", name)] == [f"lib{name}.so" for name in names]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from places import with_path
+from compiled import require_kernels
 from fresh_python import python
+from places import with_path
 
 import deeplab_fast.pydensecrf as package
 from deeplab_fast import _limits
@@ -148,7 +149,7 @@ def resident() -> int:
 def test_threads_leave_nothing_after_release_memory():
     """All that is left is what the C library cannot give back: its own way of doing so finds nothing more."""
     if package._backend.core().isa() == "numpy":
-        pytest.skip("numpy keeps nothing")
+        pytest.skip("numpy keeps nothing")  # the compiled core is optional, and what its threads keep is looked at here
     out = python(
         """
         import ctypes, gc, threading
@@ -188,10 +189,8 @@ def test_threads_leave_nothing_after_release_memory():
 def test_release_memory_reaches_the_ops():
     torch = pytest.importorskip("torch")
     import deeplab_fast
-    from deeplab_fast import _native
 
-    if not _native.load():
-        pytest.skip("the compiled library is not there")
+    require_kernels()
     unary, features = torch.rand(1, 21, 375, 500), torch.rand(1, 2, 375, 500)
     deeplab_fast.dense_crf(unary, features, 1.0, 1)
     package.release_memory()

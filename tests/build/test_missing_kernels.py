@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiled import require_kernels  # noqa: E402
 from torch import nn  # noqa: E402
 
 import deeplab_fast  # noqa: E402
@@ -94,8 +95,7 @@ def test_accelerate_works_and_says_why_it_is_slow(without_kernels: None, dtype: 
 
 
 def test_with_kernels_there_is_nothing_to_say(recwarn: pytest.WarningsRecorder):
-    if not _native.load():
-        pytest.skip("the compiled library is not there")
+    require_kernels()
     report = deeplab_fast.patch(network())
     assert report.remark == ""
     assert str(report).startswith("Replaced (1)")

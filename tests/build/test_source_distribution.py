@@ -26,6 +26,7 @@ def source_files() -> list[str]:
     try:
         listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
+        # An unpacked source distribution has these tests, too, but nothing that says which files it should have.
         pytest.skip("not a checkout of the repository")
     return [name for name in listing.splitlines() if (ROOT / name).is_file()]
 

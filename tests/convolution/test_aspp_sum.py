@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiled import require_kernels
 from conv_samples import ASPP_SAMPLES, AsppSample, assert_accurate, by_name, centred, stock_aspp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +21,7 @@ BIG_INPUT = 4e5  # elements times classes, above which stock's 16-bit convolutio
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each path in turn, whatever the table would choose."""
     if request.param != paths.REFERENCE:
-        from deeplab_fast import _native
-
-        if not _native.load():
-            pytest.skip("the compiled library is not there")  # built without a compiler: then only the reference counts
+        require_kernels()
     chosen = paths.aspp_path
 
     def choose(x: torch.Tensor) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled import require_kernels
 from conv_samples import assert_accurate, by_name, centred, stock_atrous
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,9 +21,8 @@ from samples import LAYOUTS
 from torch import Tensor
 
 import deeplab_fast.ops  # noqa: F401  defines them
-from deeplab_fast import _native
 
-pytestmark = pytest.mark.skipif(not _native.load(), reason="the compiled library is not there")
+require_kernels()
 
 _internal = torch.ops.deeplab_fast
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from compiled import require_kernels
 from crf_gradient_checks import assert_close, crf_gradients, filter_gradients, gradient
 from photos import photo
 from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, by_name, random
 from torch import Tensor
 
 import deeplab_fast.ops  # defines them
-from deeplab_fast import _native
 
-pytestmark = pytest.mark.skipif(not _native.load(), reason="the compiled library is not there")
+require_kernels()
 
 ops = torch.ops.deeplab_fast
 SINGLE = torch.float32

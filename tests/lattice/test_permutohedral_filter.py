@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 import torch
+from compiled import require_kernels
 from samples import FILTER_SAMPLES, FilterSample, assert_filter_accurate, by_name, positions, random
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deeplab_fast
-from deeplab_fast import _core, _native
+from deeplab_fast import _core
 from deeplab_fast.ops import define, lattice
 
 SMALL = FilterSample("small", batch=2, channels=2, size=(3, 4), dimensions=3)
@@ -181,8 +182,7 @@ def test_refuses_keys_beyond_16_bits(value: float, backend: str):
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 def test_kernel_and_reference_refuse_the_same_keys(dimensions: int, monkeypatch: pytest.MonkeyPatch):
     """The last feature in range and the first one out of it, found by bisection, are the same."""
-    if not _native.load():
-        pytest.skip("the compiled library is not there")
+    require_kernels()
 
     def raises(value: float) -> bool:
         features = torch.zeros(1, dimensions, 5)

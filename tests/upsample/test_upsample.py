@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiled import require_kernels
 from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -288,8 +289,7 @@ def peak_memory(function: str) -> tuple[int, int]:
 
 
 def test_memory():
-    if not _native.load():
-        pytest.skip("the compiled library is not there")
+    require_kernels()
     stock, _ = peak_memory("stock")
     assert stock > 4 * 182 * 640 * 480  # the measure sees the map of scores
     peak, _ = peak_memory("argmax")
@@ -345,7 +345,6 @@ def test_refuses(function, logits, size, error, message):
     ],
 )
 def test_internal_ops_check_before_they_write(name: str, arguments: list[Tensor]):
-    if not _native.load():
-        pytest.skip("the compiled library is not there")
+    require_kernels()
     with pytest.raises((ValueError, RuntimeError)):  # which of them depends on the version of torch
         getattr(torch.ops.deeplab_fast, f"upsample_{name}_into")(*arguments)
