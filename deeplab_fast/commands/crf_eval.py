@@ -75,8 +75,6 @@ def crf_eval_command(
         check_scores_options(kind, layout)
         presets = None if preset is None else _presets(preset)
         read = configuration(config, set)
-        from rich.console import Console
-
         from deeplab_fast import files
         from deeplab_fast.config import build
         from deeplab_fast.evaluation import crf_search
@@ -101,11 +99,7 @@ def crf_eval_command(
                 progress=progress,
                 device=chosen,
             )
-        Console().print(crf_search.table(results))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        crf_search.write_table(path, results)
-        typer.echo(_advice(results))
-        typer.echo(f"written: {path}")
+        _report(results, path)
 
 
 def _presets(names: str) -> list[str]:
@@ -118,6 +112,19 @@ def _presets(names: str) -> list[str]:
     if not all(name in crf.PRESETS for name in chosen):
         raise WrongOption("--preset", names, f"all, or one or more of {one_of([*crf.PRESETS])}, separated by commas")
     return chosen
+
+
+def _report(results: list[SearchResult], path: Path) -> None:
+    """Print the results, write them, and say what they advise."""
+    from rich.console import Console
+
+    from deeplab_fast.evaluation import crf_search
+
+    Console().print(crf_search.table(results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    crf_search.write_table(path, results)
+    typer.echo(_advice(results))
+    typer.echo(f"written: {path}")
 
 
 def _advice(results: list[SearchResult]) -> str:

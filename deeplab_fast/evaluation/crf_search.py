@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
@@ -21,7 +21,7 @@ from torch import Tensor
 from deeplab_fast import files, ops
 from deeplab_fast.crf import PRESETS, CRFParameters, parameters
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
-from deeplab_fast.evaluation.metrics import ConfusionMatrix, Scores
+from deeplab_fast.evaluation.metrics import ConfusionMatrix
 from deeplab_fast.scores import ScoreMap, find_scores, read_scores
 
 if TYPE_CHECKING:
@@ -132,31 +132,47 @@ def search(
     """
     tried = combinations(grid, random, seed, presets)
     paths = _with_scores(Path(logits_dir), dataset, limit, skip_missing)
-    matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in range(len(tried) + 1)]
-    seconds = [0.0] * len(tried)
-    done, total = 0, len(paths) * len(tried)
+    counts = _Counts(tried, dataset)
+    done, total = itertools.count(1), len(paths) * len(tried)
     for index, path in paths.items():  # images outside: each is read once
         sample = _labelled(dataset[index])
         size = sample.image.shape[:2]
         scores = read_scores(path, size, kind=kind, layout=layout, key=key, classes=dataset.num_classes)
+        for _ in counts.add(sample, scores, device):
+            if progress is not None:
+                progress(next(done), total)
+    without, *found = counts.results(len(paths))
+    return [without, *sorted(found, key=lambda result: -np.nan_to_num(result.mean_iou, nan=-1.0))]
+
+
+class _Counts:
+    """What is counted, and the seconds that it took: first without CRF, then with each set of parameters."""
+
+    def __init__(self, tried: Sequence[CRFParameters], dataset: Any):
+        self.tried = tried
+        self.matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in [None, *tried]]
+        self.seconds = [0.0] * len(self.matrices)
+
+    def add(self, sample: Any, scores: ScoreMap, device: torch.device | str) -> Iterator[None]:
+        """Count an image; yields after every CRF, for who shows progress."""
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None].to(device)
-        with torch.inference_mode():
-            labels, prob = _upsampled(scores, size, device)
-            matrices[0].update(sample.label, labels)
-            for k, params in enumerate(tried):
-                start = time.perf_counter()
-                labels = _refined(params, image, prob)
-                seconds[k] += time.perf_counter() - start
-                matrices[k + 1].update(sample.label, labels)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-    found = [
-        _result(params, one.scores(), time_ / len(paths))
-        for params, one, time_ in zip([None, *tried], matrices, [0.0, *seconds], strict=True)
-    ]
-    best = sorted(found[1:], key=lambda result: -np.nan_to_num(result.mean_iou, nan=-1.0))
-    return [found[0], *best]
+        labels, prob = _upsampled(scores, sample.image.shape[:2], device)
+        self.matrices[0].update(sample.label, labels)
+        for k, params in enumerate(self.tried, 1):
+            start = time.perf_counter()
+            labels = _refined(params, image, prob)
+            self.seconds[k] += time.perf_counter() - start
+            self.matrices[k].update(sample.label, labels)
+            yield
+
+    def results(self, images: int) -> list[SearchResult]:
+        """In the order of the sets."""
+        found = []
+        for params, matrix, seconds in zip([None, *self.tried], self.matrices, self.seconds, strict=True):
+            scores = matrix.scores()
+            measures = {name: getattr(scores, name) for name in _MEASURES}
+            found.append(SearchResult(params, **measures, seconds=seconds / images))
+        return found
 
 
 def score_files(folder: Path | str, dataset: Any) -> dict[int, Path]:
@@ -195,6 +211,7 @@ def _labelled(sample: Any) -> Any:
     return sample
 
 
+@torch.inference_mode()
 def _upsampled(scores: ScoreMap, size: tuple[int, int], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Labels (H, W), on the CPU, and probabilities (1, K, H, W), by the scores of an image."""
     values = torch.from_numpy(scores.values)[None].to(device)
@@ -204,15 +221,12 @@ def _upsampled(scores: ScoreMap, size: tuple[int, int], device: torch.device | s
     return prob.argmax(dim=1)[0].cpu(), prob
 
 
+@torch.inference_mode()
 def _refined(params: CRFParameters, image: Tensor, prob: Tensor) -> Tensor:
     """Labels after the CRF, (H, W), on the CPU."""
     from deeplab_fast.nn import DenseCRF
 
     return DenseCRF(**asdict(params))(image, prob).argmax(dim=1)[0].cpu()
-
-
-def _result(params: CRFParameters | None, scores: Scores, seconds: float) -> SearchResult:
-    return SearchResult(params, **{name: getattr(scores, name) for name in _MEASURES}, seconds=seconds)
 
 
 # --- Showing -------------------------------------------------------------------------------------------------------

@@ -87,11 +87,7 @@ def load_weights(
         ValueError: if it cannot be read, holds no weights, or several, or they do not fit, or are not finite: the error
             names the keys.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
-    for name, value, wanted in (("classifier", classifier, ("strict", "fresh")), ("pixels", pixels, ("rgb", "bgr"))):
-        if value not in wanted:
-            raise ArgumentError(name, value, f"{wanted[0]!r} or {wanted[1]!r}")
+    _check_arguments(model, classifier, pixels)
     model = _unwrapped(model)
     own = model.state_dict()
     taken = _Taken(Path(path), read_state(path))
@@ -111,6 +107,14 @@ def load_weights(
     _check(taken, own, classifiers)
     model.load_state_dict({**own, **taken.state})
     return WeightsReport(len(taken.state), taken.ignored, taken.notes)
+
+
+def _check_arguments(model: nn.Module, classifier: str, pixels: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError("model", type(model), "a torch.nn.Module")
+    for name, value, wanted in (("classifier", classifier, ("strict", "fresh")), ("pixels", pixels, ("rgb", "bgr"))):
+        if value not in wanted:
+            raise ArgumentError(name, value, f"{wanted[0]!r} or {wanted[1]!r}")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
