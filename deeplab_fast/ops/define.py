@@ -35,6 +35,7 @@ def define(
     fake: Callable,
     cpu: Callable | None = None,
     cuda: Callable | None = None,
+    takes: Callable[..., bool] | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -47,8 +48,12 @@ def define(
         reference: what computes it where there is no kernel. All functions take the schema's arguments by position.
         fake: its results, without data: shapes, dtypes and formats.
         cpu, cuda: the kernels of these devices; by default the reference.
+        takes: in place of both, where there is one compiled kernel for both, `{name}_kernel`: whether it takes the
+            arguments, which the reference gets otherwise.
         backward, setup_context: the gradient, as `torch.library.register_autograd` wants it.
     """
+    if takes is not None:
+        cpu = cuda = compiled(f"{name}_kernel", reference, takes)
     qualified = f"deeplab_fast::{name}"
     torch.library.define(qualified, _schemas[name])
     torch.library.impl(qualified, "default", reference)

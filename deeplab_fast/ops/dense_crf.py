@@ -17,7 +17,7 @@ from deeplab_fast._arguments import (
     check_crf_arguments,
     sum_dtype,
 )
-from deeplab_fast.ops.define import OPS, compiled, define, in_format_of, is_inference
+from deeplab_fast.ops.define import OPS, define, in_format_of, is_inference
 from deeplab_fast.ops.permutohedral_filter import empty_sums, kernel_takes, with_errors_of
 
 
@@ -169,41 +169,23 @@ def _backward(ctx: Any, grad: Tensor, _history_grad: Tensor | None = None) -> tu
 
 
 _autograd: dict[str, Any] = {"setup_context": _setup_context, "backward": _backward}
-_kernel = compiled(
-    "dense_crf_kernel",
-    _reference,
-    lambda unary, features, compat, *_: kernel_takes(unary, features, *compat),
-)
 define(
     "dense_crf",
     reference=_reference,
     fake=lambda unary, *_, **__: unary.new_empty(unary.shape),
-    cpu=_kernel,
-    cuda=_kernel,
+    takes=lambda unary, features, compat, *_: kernel_takes(unary, features, *compat),
     **_autograd,
-)
-_kernel_history = compiled(
-    "dense_crf_history_kernel",
-    _reference_history,
-    lambda unary, features, compat, *_: kernel_takes(unary, features, *compat),
 )
 define(
     "dense_crf_history",
     reference=_reference_history,
     fake=_history_fake,
-    cpu=_kernel_history,
-    cuda=_kernel_history,
+    takes=lambda unary, features, compat, *_: kernel_takes(unary, features, *compat),
     **_autograd,
-)
-_kernel_backward = compiled(
-    "dense_crf_backward_kernel",
-    _reference_backward,
-    lambda grad, unary, features, compat, *_: kernel_takes(unary, features, grad, *compat),
 )
 define(
     "dense_crf_backward",
     reference=_reference_backward,
     fake=_backward_fake,
-    cpu=_kernel_backward,
-    cuda=_kernel_backward,
+    takes=lambda grad, unary, features, compat, *_: kernel_takes(unary, features, grad, *compat),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deeplab_fast import reference
 from deeplab_fast._arguments import check_filter_arguments, check_query_features, lattice_dtype, sum_dtype
-from deeplab_fast.ops.define import OPS, compiled, define, in_format_of, kernels_loaded
+from deeplab_fast.ops.define import OPS, define, in_format_of, kernels_loaded
 
 KERNEL_DIMENSIONS = 64  # kernels on a GPU take as many feature dimensions, those on a CPU any number
 
@@ -120,29 +120,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return to_values, to_features, None
 
 
-_kernel = compiled(
-    "permutohedral_filter_kernel",
-    _reference,
-    lambda values, features, *_: kernel_takes(values, [features]),
-)
 define(
     "permutohedral_filter",
     reference=_reference,
     fake=lambda values, features, reverse=False: values.new_empty(values.shape),
-    cpu=_kernel,
-    cuda=_kernel,
+    takes=lambda values, features, *_: kernel_takes(values, [features]),
     setup_context=_setup_context,
     backward=_backward,
-)
-_kernel_backward = compiled(
-    "permutohedral_filter_backward_features_kernel",
-    _reference_backward,
-    lambda grad, values, features, *_: kernel_takes(grad, [features], values),
 )
 define(
     "permutohedral_filter_backward_features",
     reference=_reference_backward,
     fake=lambda grad, values, features, reverse=False: empty_sums(features),
-    cpu=_kernel_backward,
-    cuda=_kernel_backward,
+    takes=lambda grad, values, features, *_: kernel_takes(grad, [features], values),
 )

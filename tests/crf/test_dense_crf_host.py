@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_headers import cuda_include
+from cuda_headers import compiled_for_the_host, tools_for_the_host
 from photos import photo, scores
-from places import CSRC, NATIVE
 from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, Kernel, by_name, positions, random
 from torch import Tensor
 
@@ -52,25 +50,13 @@ class Call(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    include = cuda_include()
-    # A machine that has only the package's wheels compiles nothing: the kernels are then not built either.
-    if include is None or shutil.which("g++") is None:
-        pytest.skip("g++ or CUDA's headers are not there")
-    library = tmp_path_factory.mktemp("cuda") / "check.so"
-    flags = os.environ.get("CRF_CUDA_FLAGS", "").split()
-    subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", *flags, "-I", CSRC, "-I", NATIVE,
-         "-isystem", include, NATIVE / "dense_crf_host.cpp", "-o", library],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(library))
+    flags = ["-ffp-contract=off", *os.environ.get("CRF_CUDA_FLAGS", "").split()]
+    return compiled_for_the_host("dense_crf_host.cpp", tmp_path_factory.mktemp("cuda"), *flags)
 
 
 def test_under_address_sanitizer():
     """A few of these tests, in a process that AddressSanitizer watches."""
-    compiler = shutil.which("g++")
-    if cuda_include() is None or compiler is None:  # as in `kernels`
-        pytest.skip("g++ or CUDA's headers are not there")
+    compiler, _ = tools_for_the_host()
     libraries = [
         subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 
 import pytest
 import torch
 from conv_samples import UPSAMPLE_SAMPLES, UpsampleSample, assert_accurate, by_name, centred, stock_upsample
-from cuda_headers import cuda_include
-from places import CSRC, NATIVE
+from cuda_headers import compiled_for_the_host
 from torch import Tensor
 from upsample_checks import assert_argmax_accurate, assert_softmax_accurate, stock_gradient, stock_softmax
 
@@ -38,16 +35,7 @@ def scores(maps: Tensor):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    include = cuda_include()
-    if include is None or shutil.which("g++") is None:
-        pytest.skip("g++ or CUDA's headers are not there")
-    library = tmp_path_factory.mktemp("cuda") / "check.so"
-    subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-I", CSRC, "-I", NATIVE, "-isystem", include,
-         NATIVE / "upsample_host.cpp", "-o", library],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(library))
+    return compiled_for_the_host("upsample_host.cpp", tmp_path_factory.mktemp("cuda"))
 
 
 def size_of(sample: UpsampleSample) -> tuple[int, int]:
