@@ -7,6 +7,7 @@
 #include "crf/image_features.h"
 #include "crf/kept_kernels.h"
 #include "lattice/geometry.h"
+#include "lattice/normalization.h"
 
 namespace deeplab_fast {
 namespace {
@@ -18,7 +19,7 @@ class KernelRows {
       : lanes_(lanes), parallel_(parallel), kernels_(pairwise.size()) {
     for (size_t k = 0; k < pairwise.size(); ++k) {
       Rows& rows = kernels_[k];
-      views.push_back(pairwise[k]->view(labels, lanes, rows.compat));
+      views.push_back(pairwise[k]->view(labels, lanes, rows.compat, parallel));
       rows.lattice = pairwise[k]->kernel->lattice.get();
       if (rows.lattice != nullptr) continue;
       const VisitOrder& order = *pairwise[k]->kernel->order;
@@ -79,7 +80,7 @@ float largest_filtered_one(const Pairwise& pairwise, Parallel& parallel) {
   if (pairwise.stencil != nullptr) return pairwise.stencil->largest_sum();
   const Lattice& lattice = *pairwise.kernel->lattice;
   std::vector<float> none;
-  PairwiseView view = pairwise.view(1, 1, none);
+  PairwiseView view = pairwise.view(1, 1, none, parallel);
   view.scale = slice_scale(lattice.dimensions);
   Buffer<float> values(lattice.points);
   std::fill(values.begin(), values.end(), 1.0f);
@@ -234,7 +235,7 @@ Kernel::Kernel(const float* features, int dimensions, std::shared_ptr<const Visi
       lattice(std::make_unique<Lattice>(features, dimensions, order, parallel)),
       ones(order->points) {
   std::fill(ones.begin(), ones.end(), 1.0f);
-  filter(*lattice, lattice->view(), ones.data(), 1, Blur::kForward, ones.data(), parallel);
+  filter(*lattice, lattice->view(1, parallel), ones.data(), 1, Blur::kForward, ones.data(), parallel);
 }
 
 Kernel::Kernel(std::shared_ptr<const VisitOrder> visit, Parallel& parallel)
@@ -246,9 +247,9 @@ Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat
     : kernel(std::move(of)), kind(compat_kind), normalization(how) {
   const int64_t count = kind == Compat::kPotts ? 1 : kind == Compat::kDiagonal ? labels : int64_t{labels} * labels;
   compat.assign(values, values + count);
-  const double power = how == Normalization::kSymmetric ? -0.5 : -1.0;
+  const bool root = how == Normalization::kSymmetric;
   if (kernel->stencil != nullptr) {
-    stencil = std::make_unique<NormalizedStencil>(*kernel->stencil, before() ? power : 0, after() ? power : 0);
+    stencil = std::make_unique<NormalizedStencil>(*kernel->stencil, before(), after(), root);
     return;
   }
   if (how == Normalization::kNone) return;
@@ -257,19 +258,17 @@ Pairwise::Pairwise(std::shared_ptr<const Kernel> of, const float* values, Compat
   parallel_for(parallel, order.chunks(), [&](int64_t chunk) {
     for (const PointBlock* block = order.begin(chunk); block < order.end(chunk); ++block)
       block->each_line([&](int32_t place, int64_t point, int32_t points_of_line) {
-        for (int32_t i = 0; i < points_of_line; ++i) {
-          const double sum = static_cast<double>(kernel->ones[point + i]) + 1e-20;
-          norm[block->begin + place + i] =
-              static_cast<float>(1.0 / (how == Normalization::kSymmetric ? std::sqrt(sum) : sum));
-        }
+        const float* ones = kernel->ones.data() + point;
+        float* factor = norm.data() + block->begin + place;
+        for (int32_t i = 0; i < points_of_line; ++i) factor[i] = normalization_factor(ones[i], root);
       });
   });
 }
 
-PairwiseView Pairwise::view(int labels, int lanes, std::vector<float>& padded) const {
+PairwiseView Pairwise::view(int labels, int lanes, std::vector<float>& padded, Parallel& parallel) const {
   PairwiseView view{};
   if (kernel->lattice != nullptr) {
-    static_cast<LatticeView&>(view) = kernel->lattice->view();
+    static_cast<LatticeView&>(view) = kernel->lattice->view(lanes, parallel);
     if (before()) view.before = norm.data();
     if (after()) view.after = norm.data();
   } else {
@@ -310,15 +309,15 @@ void DenseCrf::add_pairwise(const float* features, int dimensions, const float* 
 void DenseCrf::add_gaussian(int64_t width, int64_t height, float sx, float sy, const float* compat, Compat kind,
                             Normalization normalization, Parallel& parallel) {
   const bool stencil = width == order_->width && takes_stencil(kind) && GridStencil::suits(*order_, sx, sy);
-  auto kernel = KeptKernels::of_process().find(width, height, sx, sy);
-  if (kernel == nullptr || !kernel->order->same_as(*order_) || stencil != (kernel->stencil != nullptr)) {
+  auto kernel = KeptKernels::of_process().find(*order_, width, sx, sy, stencil);
+  if (kernel == nullptr) {
     if (stencil) {
       kernel = std::make_shared<Kernel>(order_, parallel);
     } else {
       const Buffer<float> features = gaussian_features(width, height, sx, sy, parallel);
       kernel = std::make_shared<Kernel>(features.data(), 2, order_, parallel);
     }
-    KeptKernels::of_process().keep(width, height, sx, sy, kernel);
+    KeptKernels::of_process().keep(width, sx, sy, kernel);
   }
   pairwise_.push_back(std::make_unique<Pairwise>(std::move(kernel), compat, kind, labels_, normalization, parallel));
 }

@@ -46,7 +46,7 @@ struct Pairwise {
   bool before() const { return normalization == Normalization::kBefore || normalization == Normalization::kSymmetric; }
   bool after() const { return normalization == Normalization::kAfter || normalization == Normalization::kSymmetric; }
   // What the pixel pass needs of a lattice, with compat padded to `lanes` in `padded`.
-  PairwiseView view(int labels, int lanes, std::vector<float>& padded) const;
+  PairwiseView view(int labels, int lanes, std::vector<float>& padded, Parallel& parallel) const;
 };
 
 // Q after each iteration, [points][labels] at first + (iteration - 1) * step; or null.

@@ -9,6 +9,7 @@
 #include "base/denormals.h"
 #include "crf/dense_crf.h"
 #include "crf/image_features.h"
+#include "crf/label_groups.h"
 #include "lattice/block_rows.h"
 #include "lattice/geometry.h"
 
@@ -66,9 +67,9 @@ class Beliefs {
 
 // One pairwise term in the backward pass.
 struct Term {
-  Term(const Pairwise& of, int labels, int lanes)
+  Term(const Pairwise& of, int labels, int lanes, Parallel& parallel)
       : pairwise(of),
-        forward(of.view(labels, lanes, matrix)),
+        forward(of.view(labels, lanes, matrix, parallel)),
         scale(of.kind == Compat::kPotts ? -of.compat[0] : 1.0f),
         matrix_labels(of.kind == Compat::kMatrix ? labels : 0) {
     forward.scale = slice_scale(of.kernel->lattice->dimensions);
@@ -113,12 +114,12 @@ class Backward {
       : order_(order),
         parallel_(parallel),
         labels_(labels),
-        lanes_(row_lanes(labels)),
+        lanes_(label_lanes(labels)),
         need_features_(!out.features.empty()),
         need_compat_(!out.compat.empty()),
         energy_grad_(order.points * lanes_),
         unary_grad_(order.points * lanes_) {
-    for (const Pairwise* one : pairwise) terms_.push_back(std::make_unique<Term>(*one, labels, lanes_));
+    for (const Pairwise* one : pairwise) terms_.push_back(std::make_unique<Term>(*one, labels, lanes_, parallel));
     for (auto& term : terms_) {
       if (need_features_) {
         clear(term->weight_grad, order.points * term->forward.corners);
@@ -285,7 +286,7 @@ class Backward {
       const float* norm = term.pairwise.norm.data();
       VertexRows ones, back;
       ones.prepare(lattice, 1), back.prepare(lattice, 1);
-      const LatticeView view = lattice.view();
+      const LatticeView view = lattice.view(Lattice::kSeveral, parallel_);
       for_blocks([&](int64_t, const PointBlock& block, Scratch& scratch) {
         float* grad = term.normalization_grad.data() + block.begin;
         for (int p = 0; p < block.count(); ++p) {

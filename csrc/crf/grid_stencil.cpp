@@ -1,11 +1,11 @@
 #include "crf/grid_stencil.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include "crf/image_features.h"
 #include "lattice/lattice.h"
+#include "lattice/normalization.h"
 
 namespace deeplab_fast {
 namespace {
@@ -47,7 +47,7 @@ GridStencil::GridStencil(int64_t width, int64_t height, Parallel& parallel)
   const auto channel_of = [](int64_t x, int64_t y) { return y % kSide * kSide + x % kSide; };
   for (int64_t y = 0; y < lines; ++y)
     for (int64_t x = 0; x < width; ++x) combs[channel_of(x, y) * points + y * width + x] = 1;
-  filter(lattice, lattice.view(), combs.data(), kTaps, Blur::kForward, combs.data(), parallel);
+  filter(lattice, lattice.view(kTaps, parallel), combs.data(), kTaps, Blur::kForward, combs.data(), parallel);
   float* to = coefficient_.data();
   for (int64_t c = 0; c < kClasses; ++c)
     for (int64_t tap = 0; tap < kTaps; ++tap)
@@ -65,14 +65,14 @@ double GridStencil::sum(int line_class, int64_t x) const {
   return total;
 }
 
-NormalizedStencil::NormalizedStencil(const GridStencil& stencil, double before, double after)
+NormalizedStencil::NormalizedStencil(const GridStencil& stencil, bool before, bool after, bool root)
     : width_(stencil.width()), coefficient_(kClasses * kTaps * width_) {
   std::vector<float> of_source(kClasses * width_), of_target(kClasses * width_);
   for (int c = 0; c < kClasses; ++c)
     for (int64_t x = 0; x < width_; ++x) {
-      const double sum = stencil.sum(c, x) + 1e-20;
-      of_source[c * width_ + x] = static_cast<float>(std::pow(sum, before));
-      of_target[c * width_ + x] = static_cast<float>(std::pow(sum, after));
+      const float factor = normalization_factor(static_cast<float>(stencil.sum(c, x)), root);
+      of_source[c * width_ + x] = before ? factor : 1.0f;
+      of_target[c * width_ + x] = after ? factor : 1.0f;
     }
   float* to = coefficient_.data();
   for (int c = 0; c < kClasses; ++c)

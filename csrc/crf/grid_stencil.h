@@ -60,8 +60,8 @@ class GridStencil : public StencilShape {
 // A stencil with a pairwise term's normalisation multiplied into it.
 class NormalizedStencil : public StencilShape {
  public:
-  // Factors of source and target pixels from what the filter makes of ones: powers of it, 0, -1/2 or -1.
-  NormalizedStencil(const GridStencil& stencil, double before, double after);
+  // With factors of the source pixels, of the target pixels, or both (normalization_factor).
+  NormalizedStencil(const GridStencil& stencil, bool before, bool after, bool root);
 
   // For images of `height`, with coefficients in the order that several labels or two take.
   StencilView view(int64_t height, bool pixels_as_lanes);

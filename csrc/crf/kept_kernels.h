@@ -9,19 +9,21 @@
 namespace deeplab_fast {
 
 struct Kernel;
+struct VisitOrder;
 
 // Kernels of the last few image sizes and deviations. Locks are only tried: whoever finds it busy does without.
 class KeptKernels {
  public:
   static KeptKernels& of_process();
 
-  std::shared_ptr<const Kernel> find(int64_t width, int64_t height, float sx, float sy);  // null: not kept
-  void keep(int64_t width, int64_t height, float sx, float sy, std::shared_ptr<const Kernel> kernel);
+  // Of an image of that order, `width` pixels wide, by a stencil or a lattice; null: not kept.
+  std::shared_ptr<const Kernel> find(const VisitOrder& order, int64_t width, float sx, float sy, bool stencil);
+  void keep(int64_t width, float sx, float sy, std::shared_ptr<const Kernel> kernel);
   void release();
 
  private:
   struct Entry {
-    int64_t width, height;
+    int64_t width;
     float sx, sy;
     std::shared_ptr<const Kernel> kernel;
   };

@@ -36,10 +36,6 @@ struct Scores {
         inverse(filtered + int64_t{kMostInBlock} * of.lanes) {}
 };
 
-DEEPLAB_FAST_INLINE float output_factor(const PairwiseView& view, int64_t position) {
-  return view.scale * (view.after != nullptr ? view.after[position] : 1.0f);
-}
-
 // Slices a kernel's rows and subtracts its term from `energies`, which gives the block's; with a matrix, which needs
 // all lanes first, only stores what was sliced.
 struct SliceKernel {
@@ -47,13 +43,7 @@ struct SliceKernel {
   const PairwiseView& view;
   const float* energies;
   template <int kLanes>
-  DEEPLAB_FAST_INLINE void run(int first) const {
-    // With one walk the number of lanes is a constant.
-    if (scores.pass.lanes == kLanes) return slice<kLanes>(0, kLanes);
-    slice<kLanes>(first, scores.pass.lanes);
-  }
-  template <int kLanes>
-  DEEPLAB_FAST_INLINE void slice(int first, int64_t lanes) const {
+  DEEPLAB_FAST_INLINE void run(int first, int64_t lanes) const {
     const float *from = energies + first, *rows = view.blurred + first;
     float *to = scores.energy + first, *filtered = scores.filtered + first;
     const float *after = view.after != nullptr ? view.after + scores.block.begin : nullptr, scale = view.scale;
@@ -68,12 +58,12 @@ struct SliceKernel {
         return walk([=, diagonal = view.matrix + first](int64_t place, int lane, auto sum) {
           sum.multiply(sum.from(diagonal + lane));
           auto energy = sum.from(from + place * lanes + lane);
-          energy.add_scaled(after != nullptr ? -scale * after[place] : -scale, sum);
+          energy.add_scaled(-scaled_factor(scale, after, place), sum);
           energy.to(to + place * lanes + lane);
         });
       walk([=](int64_t place, int lane, auto sum) {
         auto energy = sum.from(from + place * lanes + lane);
-        energy.add_scaled(after != nullptr ? scale * after[place] : scale, sum);
+        energy.add_scaled(scaled_factor(scale, after, place), sum);
         energy.to(to + place * lanes + lane);
       });
     });
@@ -84,12 +74,7 @@ struct SplatKernel {
   const Scores& scores;
   const PairwiseView& view;
   template <int kLanes>
-  DEEPLAB_FAST_INLINE void run(int first) const {
-    if (scores.pass.lanes == kLanes) return splat<kLanes>(0, kLanes);
-    splat<kLanes>(first, scores.pass.lanes);
-  }
-  template <int kLanes>
-  DEEPLAB_FAST_INLINE void splat(int first, int64_t lanes) const {
+  DEEPLAB_FAST_INLINE void run(int first, int64_t lanes) const {
     const float *from = scores.energy + first, *inverse = scores.inverse;
     const float* before = view.before != nullptr ? view.before + scores.block.begin : nullptr;
     if (view.stencil != nullptr)
@@ -124,7 +109,7 @@ struct AddMatrix {
       for (int l = 0; l < scores.pass.labels; ++l)
         product.add_scaled(scores.filtered[p * lanes + l], view.matrix + l * lanes + lane);
       Block<W, N> energy = Block<W, N>::from(scores.energy + p * lanes + lane);
-      energy.add_scaled(-output_factor(view, scores.block.begin + p), product);
+      energy.add_scaled(-scaled_factor(view.scale, view.after, scores.block.begin + p), product);
       energy.to(scores.energy + p * lanes + lane);
     }
   }
@@ -261,10 +246,29 @@ void pixel_pass(const PixelPass& pass) {
   }
 }
 
+// Calls body(Constant<floats>(), first) for `count` floats, a vector at a time, and the last ones singly.
+template <class Body>
+DEEPLAB_FAST_INLINE void for_vectors(int count, Body&& body) {
+  int first = 0;
+  for (; first + kWidest <= count; first += kWidest) body(Constant<kWidest>(), first);
+  for (; first < count; ++first) body(Constant<1>(), first);
+}
+
+// to[p] = or += scale * factor[p] * from[p] (factor null: 1)
+template <bool kAdd>
+DEEPLAB_FAST_INLINE void scale_values(int count, float scale, const float* factor, const float* from, float* to) {
+  for_vectors(count, [&](auto floats, int p) {
+    constexpr int W = decltype(floats)::value;
+    auto value = load<W>(from + p) * (factor != nullptr ? scale * load<W>(factor + p) : broadcast<W>(scale));
+    if constexpr (kAdd) value = load<W>(to + p) + value;
+    store<W>(to + p, value);
+  });
+}
+
 // Q_0 = 1 / (1 + exp(-score)), Q_1 = 1 / (1 + exp(score)).
 void binary_pass(const BinaryPass& pass) {
   constexpr int W = kWidest;
-  alignas(64) float score[kMostInBlock], sliced[kMostInBlock + W], q[2][kMostInBlock];
+  alignas(64) float score[kMostInBlock], sliced[kMostInBlock + W], q[2][kMostInBlock], difference[kMostInBlock];
   for (const PointBlock* block = pass.blocks; block < pass.blocks_end; ++block) {
     const int count = block->count();
     for (int p = 0; p < count; ++p) score[p] = pass.score[block->begin + p];
@@ -275,7 +279,7 @@ void binary_pass(const BinaryPass& pass) {
         stencil_slice_one(*view.stencil, *block, view.blurred, sliced);
       else
         slice_one(view, *block, view.blurred, sliced);
-      for (int p = 0; p < count; ++p) score[p] += output_factor(view, block->begin + p) * sliced[p];
+      scale_values<true>(count, view.scale, view.after != nullptr ? view.after + block->begin : nullptr, sliced, score);
     }
     for (int p = 0; p < count; p += W) {
       const auto s = load<W>(score + p);
@@ -283,12 +287,15 @@ void binary_pass(const BinaryPass& pass) {
       const auto high = 1.0f / (1.0f + small), low = small * high;
       store<W>(q[0] + p, (s < 0.0f) ? low : high);
       store<W>(q[1] + p, (s < 0.0f) ? high : low);
+      store<W>(difference + p, load<W>(q[0] + p) - load<W>(q[1] + p));
     }
     for (int k = 0; pass.splat && k < pass.pairwise_count; ++k) {
       const PairwiseView& view = pass.pairwise[k];
-      float* value = sliced;
-      for (int p = 0; p < count; ++p)
-        value[p] = (q[0][p] - q[1][p]) * (view.before != nullptr ? view.before[block->begin + p] : 1.0f);
+      const float* value = difference;
+      if (view.before != nullptr) {
+        scale_values<false>(count, 1.0f, view.before + block->begin, difference, sliced);
+        value = sliced;
+      }
       if (view.stencil != nullptr)
         stencil_splat_one(*view.stencil, *block, value, view.next);
       else

@@ -124,7 +124,7 @@ double pairwise_energy(const Lattice& lattice, int64_t channels, const float* in
       parallel_for(parallel, channels, [&](int64_t c) { multiply(inside, points, planes + c * points); });
   };
   apply_inside(values);
-  filter(lattice, lattice.view(), values, channels, Blur::kBothWays, gradient, parallel);
+  filter(lattice, lattice.view(channels, parallel), values, channels, Blur::kBothWays, gradient, parallel);
   std::vector<double> of_channel(channels);
   parallel_for(parallel, channels,
                [&](int64_t c) { of_channel[c] = dot(values + c * points, gradient + c * points, points); });

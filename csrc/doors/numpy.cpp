@@ -84,7 +84,7 @@ struct PyLattice {
     float* to = out.mutable_data();
     const py::gil_scoped_release release;
     ThreadPool threads(thread_count);
-    deeplab_fast::filter(*lattice, lattice->view(), values.data(), values.shape(0),
+    deeplab_fast::filter(*lattice, lattice->view(values.shape(0), threads), values.data(), values.shape(0),
                          reverse ? deeplab_fast::Blur::kReverse : deeplab_fast::Blur::kForward, to, threads);
     return out;
   }

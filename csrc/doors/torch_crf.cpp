@@ -22,8 +22,8 @@ Tensor permutohedral_filter_cpu(const Tensor& values, const Tensor& features, bo
   each_image(shape.batch, order->chunks(), [&](int64_t n, Parallel& parallel) {
     const Lattice lattice(at + n * dimensions * shape.points, static_cast<int>(dimensions), order, parallel);
     const int64_t offset = n * shape.channels * shape.points;
-    filter(lattice, lattice.view(), from + offset, shape.channels, reverse ? Blur::kReverse : Blur::kForward,
-           to + offset, parallel);
+    filter(lattice, lattice.view(shape.channels, parallel), from + offset, shape.channels,
+           reverse ? Blur::kReverse : Blur::kForward, to + offset, parallel);
   });
   return from_float(out, values.scalar_type());
 }

@@ -38,8 +38,8 @@ void weights_to_features(const Lattice& lattice, const float* features, const fl
 void filter_backward_features(const Lattice& lattice, const float* features, const float* grad, const float* values,
                               int64_t channels, bool reverse, float* feature_grad, Parallel& parallel) {
   const VisitOrder& order = *lattice.order;
-  const LatticeView view = lattice.view();
-  const int64_t size = lattice.rows() * lanes_of(channels);
+  const LatticeView view = lattice.view(Lattice::kSeveral, parallel);
+  const int64_t size = lattice.row_floats(lanes_of(channels));
   Buffer<float> blurred(size), back(size), spare, weight_grad(lattice.points * lattice.corners);
   std::fill(weight_grad.begin(), weight_grad.end(), 0.0f);
   for (int64_t channel = 0; channel < channels; channel += kMostLanes) {
@@ -57,8 +57,8 @@ void filter_backward_features(const Lattice& lattice, const float* features, con
         }
       });
     };
-    clear_empty_rows(lattice, lanes, blurred.data());
-    clear_empty_rows(lattice, lanes, back.data());
+    clear_rows(lattice, lanes, blurred.data());
+    clear_rows(lattice, lanes, back.data());
     each_block([&](const PointBlock& block, const float* of_values, const float* of_grad) {
       row_kernels().splat(view, block, lanes, of_values, blurred.data());
       row_kernels().splat(view, block, lanes, of_grad, back.data());

@@ -29,7 +29,7 @@ void fold(const Lattice& lattice, int lanes, float* rows, Parallel& parallel) {
 void blur_chains(const Lattice& lattice, int lanes, float* rows, bool reverse, Parallel& parallel) {
   for (int lane = 0; lane < lanes; lane += kLanesAtOnce) {
     for (int step = 0; step < lattice.corners; ++step) {
-      const Chains& chains = lattice.chains[reverse ? lattice.corners - 1 - step : step];
+      const Chains& chains = lattice.chains(parallel)[reverse ? lattice.corners - 1 - step : step];
       parallel_for(parallel, static_cast<int64_t>(chains.cuts.size()) - 1, [&](int64_t piece) {
         const FlushDenormals flush;
         const int64_t from = chains.cuts[piece], to = chains.cuts[piece + 1];
@@ -46,7 +46,7 @@ class BandSweep {
  public:
   BandSweep(const Lattice& lattice, int lanes, int lane, bool reverse, const float* in, float* out)
       : lattice_(lattice),
-        lines_(static_cast<int64_t>(lattice.bands.line_start.size()) - 1),
+        lines_(static_cast<int64_t>(lattice.line_start.size()) - 1),
         lanes_(lanes),
         lane_(lane),
         width_(std::min(lanes - lane, kLanesAtOnce)),
@@ -71,7 +71,7 @@ class BandSweep {
  private:
   static constexpr int64_t kRing = 8;  // more than twice the reach of an axis, plus one
 
-  int64_t start(int64_t line) const { return lattice_.bands.line_start[line]; }
+  int64_t start(int64_t line) const { return lattice_.line_start[line]; }
   int axis(int stage) const { return reverse_ ? 2 - stage : stage; }
   // Lines that one step along the axis leads on: see field_step (vertex_key.h) for field 0.
   int64_t next_line(int stage) const { return axis(stage) == 2 ? 2 : -1; }
@@ -87,10 +87,9 @@ class BandSweep {
 
   void blur_line(int stage, int64_t line, int64_t from, int64_t to) {
     if (line < std::max<int64_t>(from, 0) || line >= std::min(to, lines_)) return;
-    const int32_t* neighbour = lattice_.bands.neighbour.data() + 2 * axis(stage) * lattice_.vertices;
     BlurRow row{};
     row.begin = start(line), row.end = start(line + 1);
-    row.previous = neighbour, row.next = neighbour + lattice_.vertices;
+    row.previous = lattice_.previous(axis(stage)), row.next = lattice_.next(axis(stage)), row.none = lattice_.none();
     row.centre_base = in_base(stage, line);
     row.previous_base = in_base(stage, line - next_line(stage));
     row.next_base = in_base(stage, line + next_line(stage));
@@ -113,7 +112,7 @@ class BandSweep {
 
 void blur_bands(const Lattice& lattice, int lanes, const float* in, float* out, bool reverse, Parallel& parallel) {
   constexpr int64_t kLines = 64, kMostBands = 64;
-  const int64_t lines = static_cast<int64_t>(lattice.bands.line_start.size()) - 1;
+  const int64_t lines = static_cast<int64_t>(lattice.line_start.size()) - 1;
   const int64_t bands = std::min(std::max<int64_t>(lines / kLines, 1), kMostBands);
   parallel_for(parallel, bands, [&](int64_t band) {
     const FlushDenormals flush;
@@ -123,17 +122,35 @@ void blur_bands(const Lattice& lattice, int lanes, const float* in, float* out, 
   });
 }
 
+// Single values, from one buffer to the other.
+void blur_values(const Lattice& lattice, Buffer<float>& rows, Buffer<float>& spare, bool reverse, Parallel& parallel) {
+  constexpr int64_t kParts = 16;
+  rows[lattice.none()] = spare[lattice.none()] = 0;
+  for (int step = 0; step < lattice.corners; ++step) {
+    const int axis = reverse ? lattice.corners - 1 - step : step;
+    parallel_for(parallel, kParts, [&](int64_t part) {
+      const FlushDenormals flush;
+      const Range range = part_of(lattice.vertices, kParts, part);
+      row_kernels().blur_values(lattice.previous(axis), lattice.next(axis), range.begin, range.end, rows.data(),
+                                spare.data());
+    });
+    std::swap(rows, spare);
+  }
+}
+
 }  // namespace
 
-void clear_empty_rows(const Lattice& lattice, int lanes, float* rows) {
+void clear_rows(const Lattice& lattice, int lanes, float* rows) {
+  if (lanes == 1) std::fill_n(rows, lattice.rows(), 0.0f);
   for (int32_t row : lattice.empty_rows) std::fill_n(rows + int64_t{row} * lanes, lanes, 0.0f);
 }
 
 void fold_and_blur(const Lattice& lattice, int lanes, Buffer<float>& rows, Buffer<float>& spare, bool reverse,
                    Parallel& parallel) {
   fold(lattice, lanes, rows.data(), parallel);
-  if (lattice.dimensions != 2) return blur_chains(lattice, lanes, rows.data(), reverse, parallel);
+  if (lanes > 1 && lattice.dimensions != 2) return blur_chains(lattice, lanes, rows.data(), reverse, parallel);
   if (spare.size() < rows.size()) spare.reset(rows.size());
+  if (lanes == 1) return blur_values(lattice, rows, spare, reverse, parallel);
   blur_bands(lattice, lanes, rows.data(), spare.data(), reverse, parallel);
   std::swap(rows, spare);
 }

@@ -114,6 +114,8 @@ class BlockSimplices {
 template <int kWords>
 class ChunkBuilder {
  public:
+  using Vertices = VertexSet<kWords, int32_t>;
+
   ChunkBuilder(Lattice& lattice, const FieldLayout& layout, const float* scale, bool check_overflow)
       : lattice_(lattice),
         layout_(layout),
@@ -141,19 +143,22 @@ class ChunkBuilder {
   // never used, but their vertices exist, and so change the blur; we agree with it, so we have them as well.
   void add_phantom_vertices() {
     const std::vector<float> origin(D_);
-    touched_ = vertices_.keys().size();
+    touched_ = vertices_.size();
     simplices_.clear();
     locate(origin.data(), 1, 0, 1);
     find_simplices(0, 1);
-    insert_vertices(0, nullptr);
+    each_corner(0, [&](const Key<kWords>& key) { vertices_.insert(key); });
   }
   // Vertices from this number on were not touched by any point of the chunk.
-  size_t touched() const { return std::min(touched_, vertices_.keys().size()); }
+  int64_t touched() const { return std::min(touched_, vertices_.size()); }
 
-  const std::vector<Key<kWords>>& keys() const { return vertices_.keys(); }
+  const Vertices& vertices() const { return vertices_; }
   const std::vector<int64_t>& simplices_of_block() const { return simplices_of_block_; }
   const std::vector<uint16_t>& sizes() const { return sizes_; }
-  // [simplices][corners] chunk-local numbers, complemented where they are new.
+  // See Lattice::corner.
+  const std::vector<uint16_t>& corners() const { return corners_; }
+  // Of each block, how many, and which: chunk-local numbers, complemented where they are new.
+  const std::vector<int64_t>& vertices_of_block() const { return vertices_of_block_; }
   const std::vector<int32_t>& ids() const { return ids_; }
 
  private:
@@ -192,13 +197,13 @@ class ChunkBuilder {
     }
   }
 
-  void insert_vertices(int simplex, int32_t* ids) {
+  // Calls body(key) for the simplex's vertices of remainder 0..D.
+  template <class Body>
+  void each_corner(int simplex, Body&& body) {
     Key<kWords> key = simplices_.base(simplex);
     const uint16_t* axis_of_rank = simplices_.axis_of_rank(simplex);
     for (int k = 0; k <= D_; ++k) {
-      const auto known = static_cast<int32_t>(vertices_.keys().size());
-      const int32_t id = vertices_.insert(key);
-      if (ids != nullptr) ids[k] = id < known ? id : ~id;
+      body(key);
       key += steps_[axis_of_rank[D_ - k]];
     }
   }
@@ -206,19 +211,35 @@ class ChunkBuilder {
   void store(const PointBlock& block) {
     const int count = simplices_.count();
     simplices_.sort(order_, next_);
-    const size_t first = sizes_.size();
-    sizes_.resize(first + count), ids_.resize((first + count) * (D_ + 1));
+    for (const int simplex : order_) sizes_.push_back(static_cast<uint16_t>(simplices_.size(simplex)));
     simplices_of_block_.push_back(count);
-    for (int i = 0; i < count; ++i) {
-      sizes_[first + i] = static_cast<uint16_t>(simplices_.size(order_[i]));
-      insert_vertices(order_[i], &ids_[(first + i) * (D_ + 1)]);
-    }
+    store_vertices();
     for (int32_t place = 0; place < block.count(); ++place) {
       const int64_t to = block.begin + next_[simplex_of_[place]]++;
       lattice_.place[to] = static_cast<uint16_t>(place);
       float* weight = &lattice_.weight[to * (D_ + 1)];
       for (int j = 0; j <= D_; ++j) weight[j] = weights_[int64_t{j} * VisitOrder::kMostInBlock + place];
     }
+  }
+
+  void store_vertices() {
+    const size_t before = ids_.size();
+    if (lattice_.has_numbered_corners()) {
+      size_t at = corners_.size();
+      corners_.resize(at + order_.size() * (D_ + 1));
+      of_block_.clear();
+      for (const int simplex : order_)
+        each_corner(simplex, [&](const Key<kWords>& key) {
+          const int32_t id = of_block_.insert(key);
+          corners_[at++] = static_cast<uint16_t>(id ^ id >> 31);
+        });
+      ids_.resize(before + of_block_.size());
+      for (int64_t i = 0; i < of_block_.size(); ++i) ids_[before + i] = vertices_.insert(of_block_[i]);
+    } else {
+      for (const int simplex : order_)
+        each_corner(simplex, [&](const Key<kWords>& key) { ids_.push_back(vertices_.insert(key)); });
+    }
+    vertices_of_block_.push_back(static_cast<int64_t>(ids_.size() - before));
   }
 
   Lattice& lattice_;
@@ -235,10 +256,12 @@ class ChunkBuilder {
   BlockSimplices<kWords> simplices_;
   std::vector<int> order_, next_;
   std::vector<int64_t> simplices_of_block_;
-  std::vector<uint16_t> sizes_;
+  std::vector<int64_t> vertices_of_block_;
+  std::vector<uint16_t> sizes_, corners_;
   std::vector<int32_t> ids_;
-  VertexSet<kWords> vertices_;
-  size_t touched_ = SIZE_MAX;
+  VertexSet<kWords, int16_t> of_block_{13};
+  Vertices vertices_{14};
+  int64_t touched_ = INT64_MAX;
 };
 
 template <int kWords>
@@ -288,16 +311,15 @@ template <int kWords, class Item>
 void number_vertices(Lattice& lattice, const Builders<kWords>& builders, int bits, Parallel& parallel) {
   const auto chunks = static_cast<int64_t>(builders.size());
   std::vector<int64_t> first_slot(chunks + 1, 0);
-  for (int64_t c = 0; c < chunks; ++c)
-    first_slot[c + 1] = first_slot[c] + static_cast<int64_t>(builders[c]->keys().size());
+  for (int64_t c = 0; c < chunks; ++c) first_slot[c + 1] = first_slot[c] + builders[c]->vertices().size();
   const int64_t slots = first_slot[chunks];
 
   Buffer<Item> items(slots);
   parallel_for(parallel, chunks, [&](int64_t c) {
-    const std::vector<Key<kWords>>& keys = builders[c]->keys();
-    for (size_t i = 0; i < keys.size(); ++i) {
+    const auto& keys = builders[c]->vertices();
+    for (int64_t i = 0; i < keys.size(); ++i) {
       set_key(items[first_slot[c] + i], keys[i]);
-      items[first_slot[c] + i].slot = first_slot[c] + static_cast<int64_t>(i);
+      items[first_slot[c] + i].slot = first_slot[c] + i;
     }
   });
   sort_items(items, bits, parallel);
@@ -313,12 +335,13 @@ void number_vertices(Lattice& lattice, const Builders<kWords>& builders, int bit
   for (int64_t part = 0; part < kParts; ++part) first_vertex[part + 1] += first_vertex[part];
   lattice.vertices = first_vertex[kParts];
   lattice.extra = slots - lattice.vertices;
-  if (slots > INT32_MAX) throw std::invalid_argument("features: too many lattice vertices, " + std::to_string(slots));
+  if (slots >= INT32_MAX) throw std::invalid_argument("features: too many lattice vertices, " + std::to_string(slots));
 
   Buffer<int32_t> vertex_of_slot(slots), row_of_slot(slots);
   lattice.extra_vertex.reset(lattice.extra);
   const int words = lattice.packed.words;
-  lattice.packed.keys.reset(lattice.vertices * words);
+  lattice.packed.keys.reset(lattice.vertices * words + PackedKeys::kPadding);
+  std::fill_n(lattice.packed.keys.data() + lattice.vertices * words, PackedKeys::kPadding, UINT64_MAX);
   parallel_for(parallel, kParts, [&](int64_t part) {
     const Range range = part_of(slots, kParts, part);
     int64_t next = first_vertex[part];
@@ -331,19 +354,39 @@ void number_vertices(Lattice& lattice, const Builders<kWords>& builders, int bit
       if (!owner) lattice.extra_vertex[extra] = static_cast<int32_t>(next - 1);
     }
   });
-  const auto touched_by_last = static_cast<int64_t>(builders.back()->touched());
+  const int64_t touched_by_last = builders.back()->touched();
   for (int64_t slot = first_slot[chunks - 1] + touched_by_last; slot < slots; ++slot)
     lattice.empty_rows.push_back(row_of_slot[slot]);
   parallel_for(parallel, chunks, [&](int64_t c) {
     const std::vector<int32_t>& ids = builders[c]->ids();
-    const int64_t to = lattice.first_simplex[lattice.order->first_block[c]];
-    std::copy(builders[c]->sizes().begin(), builders[c]->sizes().end(), &lattice.simplex_size[to]);
+    const int64_t to = lattice.first_of_block[lattice.order->first_block[c]];
     for (size_t i = 0; i < ids.size(); ++i) {
       const int32_t is_new = ids[i] >> 31;
       const int64_t slot = first_slot[c] + (ids[i] ^ is_new);
-      lattice.vertex[to * lattice.corners + static_cast<int64_t>(i)] = vertex_of_slot[slot];
-      lattice.row[to * lattice.corners + static_cast<int64_t>(i)] = row_of_slot[slot] ^ is_new;
+      lattice.block_vertex[to + static_cast<int64_t>(i)] = vertex_of_slot[slot];
+      lattice.block_row[to + static_cast<int64_t>(i)] = row_of_slot[slot] ^ is_new;
     }
+  });
+}
+
+// The chunks' simplices, one after another.
+template <int kWords>
+void store_simplices(Lattice& lattice, const Builders<kWords>& builders, Parallel& parallel) {
+  lattice.first_simplex.assign(1, 0), lattice.first_of_block.assign(1, 0);
+  for (const auto& builder : builders) {
+    for (const int64_t count : builder->simplices_of_block())
+      lattice.first_simplex.push_back(lattice.first_simplex.back() + count);
+    for (const int64_t count : builder->vertices_of_block())
+      lattice.first_of_block.push_back(lattice.first_of_block.back() + count);
+  }
+  const int64_t simplices = lattice.first_simplex.back(), of_blocks = lattice.first_of_block.back();
+  lattice.simplex_size.reset(simplices), lattice.block_vertex.reset(of_blocks), lattice.block_row.reset(of_blocks);
+  if (lattice.has_numbered_corners()) lattice.corner.reset(simplices * lattice.corners);
+  parallel_for(parallel, static_cast<int64_t>(builders.size()), [&](int64_t c) {
+    const int64_t to = lattice.first_simplex[lattice.order->first_block[c]];
+    std::copy(builders[c]->sizes().begin(), builders[c]->sizes().end(), &lattice.simplex_size[to]);
+    std::copy(builders[c]->corners().begin(), builders[c]->corners().end(),
+              lattice.corner.data() + to * lattice.corners);
   });
 }
 
@@ -360,13 +403,7 @@ void build(Lattice& lattice, const float* features, const FieldLayout& layout, b
       builders[c]->add_block(features, *block);
     if (c == chunks - 1 && lattice.points % 4 != 0) builders[c]->add_phantom_vertices();
   });
-  lattice.first_simplex.assign(1, 0);
-  for (const auto& builder : builders)
-    for (const int64_t count : builder->simplices_of_block())
-      lattice.first_simplex.push_back(lattice.first_simplex.back() + count);
-  const int64_t simplices = lattice.first_simplex.back();
-  lattice.simplex_size.reset(simplices);
-  lattice.vertex.reset(simplices * lattice.corners), lattice.row.reset(simplices * lattice.corners);
+  store_simplices(lattice, builders, parallel);
   using Sorted = std::conditional_t<kWords == 1, KeySlot, Item<kWords>>;
   number_vertices<kWords, Sorted>(lattice, builders, layout.shift[0] + layout.bits[0], parallel);
 }
@@ -397,11 +434,39 @@ Lattice::Lattice(const float* features, int D, std::shared_ptr<const VisitOrder>
   link_neighbours(*this, layout, parallel);
 }
 
-LatticeView Lattice::view() const {
+const Lattice::SimplexRows& Lattice::simplex_rows(Parallel& parallel) const {
+  std::call_once(simplex_rows_made_, [&] {
+    SimplexRows rows{Buffer<int32_t>(corner.size()), Buffer<int32_t>(corner.size())};
+    parallel_for(parallel, order->chunks(), [&](int64_t chunk) {
+      for (int64_t block = order->first_block[chunk]; block < order->first_block[chunk + 1]; ++block) {
+        const int32_t *vertex = &block_vertex[first_of_block[block]], *row = &block_row[first_of_block[block]];
+        int met = 0;
+        for (int64_t i = first_simplex[block] * corners; i < first_simplex[block + 1] * corners; ++i) {
+          const int number = corner[i];
+          const int32_t first = -static_cast<int32_t>(number == met);  // of the block
+          rows.vertex[i] = vertex[number];
+          rows.row[i] = row[number] ^ (row[number] >> 31 & ~first);
+          met -= first;
+        }
+      }
+    });
+    simplex_rows_ = std::move(rows);
+  });
+  return simplex_rows_;
+}
+
+LatticeView Lattice::view(int64_t channels, Parallel& parallel) const {
   LatticeView view{};
   view.corners = corners;
   view.first_simplex = first_simplex.data(), view.size = simplex_size.data();
-  view.vertex = vertex.data(), view.row = row.data();
+  view.corner = corner.data(), view.first_of_block = first_of_block.data();
+  view.block_vertex = block_vertex.data(), view.block_row = block_row.data();
+  if (!has_numbered_corners()) {
+    view.vertex = view.block_vertex, view.row = view.block_row;
+  } else if (channels > 1) {
+    const SimplexRows& rows = simplex_rows(parallel);
+    view.vertex = rows.vertex.data(), view.row = rows.row.data();
+  }
   view.place = place.data(), view.weight = weight.data();
   view.scattered = vertices * 4 > points;
   view.scale = slice_scale(dimensions);

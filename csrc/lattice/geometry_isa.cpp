@@ -8,7 +8,9 @@ namespace deeplab_fast {
 namespace DEEPLAB_FAST_ISA_NAME {
 namespace {
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
 constexpr int kWidth = 8;
 #else
 constexpr int kWidth = 4;

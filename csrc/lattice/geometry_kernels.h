@@ -17,7 +17,7 @@ struct SimplexBlock {
   uint64_t* key;    // [kPointBlock] of the vertex of remainder 0, if it is asked for
   float* scratch;   // [7 (D+1)][kLocateLanes], aligned to 64 bytes
 
-  static constexpr int kLocateLanes = 8;
+  static constexpr int kLocateLanes = 16;
   // Floats for all of them, in one aligned block.
   static int64_t size(int D) { return int64_t{D + 1} * (3 * kPointBlock + 7 * kLocateLanes) + 4 * kPointBlock; }
   static SimplexBlock in(float* memory, int D) {

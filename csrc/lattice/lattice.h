@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "base/buffer.h"
@@ -20,19 +21,13 @@ struct Chains {
   std::vector<int64_t> cuts;  // starts of the pieces that tasks take, each the start of a chain; and the end
 };
 
-// Two dimensions: vertices lie on lines of constant field 0 (vertex_key.h), in the order of their numbers, and a step
-// along an axis leads one or two lines on. So all three blurs can follow each other a few lines apart, in one sweep.
-struct Bands {
-  std::vector<int64_t> line_start;  // [lines + 1] first vertex
-  Buffer<int32_t> neighbour;        // [3][2][vertices] previous and next along each axis, < 0: none
-};
-
 // How coordinates of a vertex are packed into words of 64 bits: see vertex_key.h.
 struct PackedKeys {
   std::vector<int64_t> low;
   std::vector<int> word, shift, bits;
+  static constexpr int kPadding = 8;
   int words = 1;
-  Buffer<uint64_t> keys;  // [vertices][words], ascending
+  Buffer<uint64_t> keys;  // [vertices][words], ascending; and so many that are larger than all
 };
 
 struct Lattice {
@@ -49,21 +44,36 @@ struct Lattice {
   // The points of a block, grouped by the simplex that they lie in; a block's simplices by how many points they have.
   std::vector<int64_t> first_simplex;  // [blocks + 1]
   Buffer<uint16_t> simplex_size;       // [simplices] points of the block
-  Buffer<int32_t> vertex;              // [simplices][corners]
+  // Vertices of a block are numbered in the order in which its simplices have them.
+  Buffer<uint16_t> corner;              // [simplices][corners] numbers, if it has_numbered_corners()
+  std::vector<int64_t> first_of_block;  // [blocks + 1] into the following two
+  Buffer<int32_t> block_vertex;         // [vertices of each block], or [simplices][corners] if it has not
   // Points are splatted in chunks, by several threads at once. The first chunk to touch a vertex owns its row; another
   // chunk has an extra row (numbered from `vertices` up) that is added to the vertex's row afterwards, in chunk order.
   // The first splat into a row, in visiting order, has its number complemented (< 0): it sets the row, the others add.
-  Buffer<int32_t> row;              // [simplices][corners]: the vertex, or the chunk's extra row for it
+  Buffer<int32_t> block_row;        // as block_vertex: the vertex, or the chunk's extra row for it
   Buffer<uint16_t> place;           // [points] simplex after simplex: a point's place in its block
   Buffer<float> weight;             // [points][corners] in that order: barycentric coordinates; and kWeightPadding
   Buffer<int32_t> extra_vertex;     // [extra] ascending
   std::vector<int32_t> empty_rows;  // rows of vertices that no point touches
-  std::vector<Chains> chains;       // [corners]; empty for two dimensions, which have bands
-  Bands bands;                      // for two dimensions only
+  Buffer<int32_t> neighbour;        // [corners][2][vertices] previous and next along each axis, or none()
+  // Of two dimensions: vertices lie on lines of constant field 0 (vertex_key.h), in the order of their numbers, and a
+  // step along an axis leads one or two lines on. So all three blurs can follow each other a few lines apart.
+  std::vector<int64_t> line_start;  // [lines + 1] first vertex
   PackedKeys packed;
 
+  bool has_numbered_corners() const { return corners <= kMostNumberedCorners; }
   int64_t rows() const { return vertices + extra; }
-  LatticeView view() const;
+  // Floats of a buffer for all rows; a last row stands for vertices that there are not.
+  int64_t row_floats(int lanes) const { return (rows() + 1) * lanes; }
+  int32_t none() const { return static_cast<int32_t>(rows()); }
+  const int32_t* previous(int64_t axis) const { return neighbour.data() + 2 * axis * vertices; }
+  const int32_t* next(int64_t axis) const { return previous(axis) + vertices; }
+  // [corners], made when rows of several lanes are blurred first; not for two dimensions.
+  const std::vector<Chains>& chains(Parallel& parallel) const;
+  // For rows of so many channels; gradients to the weights take the rows of kSeveral.
+  static constexpr int64_t kSeveral = 2;
+  LatticeView view(int64_t channels, Parallel& parallel) const;
   // [points][corners], in the order of the points.
   void unpack_vertices(int32_t* out) const;
   void unpack_weights(float* out) const;
@@ -73,20 +83,30 @@ struct Lattice {
   void neighbours(int32_t* out) const;
 
  private:
-  // Calls body(point, simplex, position), the point's position among the points simplex after simplex.
+  // Calls body(block, point, simplex, position), the point's position among the points simplex after simplex.
   template <class Body>
   void each_point(Body&& body) const {
     for (const PointBlock& block : order->blocks) {
       int64_t position = block.begin;
       for (int64_t simplex = first_simplex[block.number]; simplex < first_simplex[block.number + 1]; ++simplex)
         for (int left = simplex_size[simplex]; left > 0; --left, ++position)
-          body(block.point(place[position]), simplex, position);
+          body(block.number, block.point(place[position]), simplex, position);
     }
   }
+
+  // Made when they are needed first: a single channel takes neither.
+  struct SimplexRows {
+    Buffer<int32_t> vertex, row;  // [simplices][corners]
+  };
+  const SimplexRows& simplex_rows(Parallel& parallel) const;
+
+  mutable std::once_flag chains_made_, simplex_rows_made_;
+  mutable std::vector<Chains> chains_;
+  mutable SimplexRows simplex_rows_;
 };
 
-// Call before splatting: clears the rows that no splat will set.
-void clear_empty_rows(const Lattice& lattice, int lanes, float* rows);
+// Call before splatting: clears the rows that no splat will set; single values all, which are only added to.
+void clear_rows(const Lattice& lattice, int lanes, float* rows);
 
 // Sums the chunks' extra rows into their vertices, then blurs along all axes (in reverse order: the adjoint). `spare`
 // is a buffer of the same size, or empty (it is allocated if needed); its content is lost.
@@ -99,8 +119,8 @@ struct VertexRows {
 
   // Call before splatting into `next`.
   void prepare(const Lattice& lattice, int lanes) {
-    if (next.size() == 0) next.reset(lattice.rows() * lanes);
-    clear_empty_rows(lattice, lanes, next.data());
+    if (next.size() == 0) next.reset(lattice.row_floats(lanes));
+    clear_rows(lattice, lanes, next.data());
   }
   // What was splatted becomes what is sliced.
   void blur(const Lattice& lattice, int lanes, bool reverse, Parallel& parallel) {
@@ -113,7 +133,7 @@ struct VertexRows {
 enum class Blur { kForward, kReverse, kBothWays };
 
 // out[c][i] = the lattice's Gaussian filter of values[c][i], both with `points` columns, with the factors that `view`
-// has (lattice.view(): none but slice_scale). `out` may be `values`.
+// has (lattice.view(channels, parallel): none but slice_scale). `out` may be `values`.
 void filter(const Lattice& lattice, const LatticeView& view, const float* values, int64_t channels, Blur blur,
             float* out, Parallel& parallel);
 

@@ -1,4 +1,4 @@
-// Neighbours of the vertices: chains along the blur axes, or bands of lines in two dimensions; and the keys, unpacked.
+// Neighbours of the vertices along the blur axes, and in which order a blur takes them; and the keys, unpacked.
 #include <algorithm>
 
 #include "lattice/lattice.h"
@@ -7,98 +7,124 @@
 namespace deeplab_fast {
 namespace {
 
-constexpr int32_t kNone = -1;
+// `next` and `previous` of one axis: numbers of vertices, or lattice.none().
+struct AxisNeighbours {
+  int32_t *previous, *next;
+};
 
-// next[v]: the vertex one step along the axis, or kNone. Keys ascend, so keys plus a step do: one merge finds all.
-template <int kWords>
-void find_next(const PackedKeys& packed, int64_t vertices, const Key<kWords>& step, int32_t* next) {
-  const auto* keys = reinterpret_cast<const Key<kWords>*>(packed.keys.data());
-  int64_t other = 0;
-  for (int64_t v = 0; v < vertices; ++v) {
-    Key<kWords> wanted = keys[v];
-    wanted += step;
-    while (other < vertices && keys[other] < wanted) ++other;
-    next[v] = other < vertices && keys[other] == wanted ? static_cast<int32_t>(other) : kNone;
-  }
+AxisNeighbours neighbours_along(Lattice& lattice, int64_t axis) {
+  int32_t* previous = lattice.neighbour.data() + 2 * axis * lattice.vertices;
+  return {previous, previous + lattice.vertices};
 }
 
-// The same for any number of words.
-void find_next(const PackedKeys& packed, int64_t vertices, const Key<0>& step, int32_t* next) {
+// Keys ascend, so keys plus a step do: one merge of the keys with themselves finds all neighbours along an axis. For
+// vertices [begin, end), along all axes at once: each axis waits for the memory of its own.
+void find_neighbours(Lattice& lattice, const FieldLayout& layout, int64_t begin, int64_t end) {
+  if (begin == end) return;
+  const uint64_t* keys = lattice.packed.keys.data();
+  const int corners = lattice.corners;
+  const int64_t none = lattice.none();
+  struct Merge {
+    AxisNeighbours found;
+    uint64_t step;
+    int64_t at;
+  };
+  std::vector<Merge> merges;
+  for (int axis = 0; axis < corners; ++axis) {
+    const uint64_t step = layout.step<1>(lattice.dimensions, axis).word[0];
+    const int64_t at = std::lower_bound(keys, keys + lattice.vertices, keys[begin] + step) - keys;
+    merges.push_back({neighbours_along(lattice, axis), step, at});
+  }
+  int32_t nowhere;
+  for (int64_t v = begin; v < end; ++v)
+    for (Merge& merge : merges) {
+      const uint64_t wanted = keys[v] + merge.step;
+      int64_t at = merge.at;
+      // Mostly it is one of the next few: those are counted without a jump.
+      int passed = 0;
+      for (int i = 0; i < PackedKeys::kPadding; ++i) passed += keys[at + i] < wanted;
+      at += passed;
+      while (keys[at] < wanted) ++at;
+      merge.at = at;
+      // Nor is whether it is there, which cannot be predicted.
+      const auto found = -static_cast<int64_t>(keys[at] == wanted);
+      merge.found.next[v] = static_cast<int32_t>((found & at) | (~found & none));
+      const auto there = reinterpret_cast<intptr_t>(merge.found.previous + at);
+      *reinterpret_cast<int32_t*>((found & there) | (~found & reinterpret_cast<intptr_t>(&nowhere))) =
+          static_cast<int32_t>(v);
+    }
+}
+
+// The same along one axis, for keys of any number of words.
+void find_neighbours_along(Lattice& lattice, const FieldLayout& layout, int axis) {
+  const PackedKeys& packed = lattice.packed;
+  const AxisNeighbours found = neighbours_along(lattice, axis);
   const auto key = [&](int64_t v) { return packed.keys.data() + v * packed.words; };
+  Key<0> step = layout.step<0>(lattice.dimensions, axis);
+  step.word.resize(packed.words);  // a key may have a word more than the layout needs
   Key<0> wanted = step;
-  int64_t other = 0;
-  for (int64_t v = 0; v < vertices; ++v) {
+  int64_t at = 0;
+  for (int64_t v = 0; v < lattice.vertices; ++v) {
     for (int w = 0; w < packed.words; ++w) wanted.word[w] = key(v)[w] + step.word[w];
     const auto begin = wanted.word.begin(), end = wanted.word.end();
-    while (other < vertices && std::lexicographical_compare(key(other), key(other + 1), begin, end)) ++other;
-    next[v] = other < vertices && std::equal(begin, end, key(other)) ? static_cast<int32_t>(other) : kNone;
+    while (at < lattice.vertices && std::lexicographical_compare(key(at), key(at + 1), begin, end)) ++at;
+    const bool is_there = at < lattice.vertices && std::equal(begin, end, key(at));
+    found.next[v] = is_there ? static_cast<int32_t>(at) : lattice.none();
+    if (is_there) found.previous[at] = static_cast<int32_t>(v);
   }
 }
 
-void find_next(const PackedKeys& packed, int64_t vertices, const FieldLayout& layout, int D, int axis, int32_t* next) {
-  switch (packed.words) {
-    case 1:
-      return find_next<1>(packed, vertices, layout.step<1>(D, axis), next);
-    case 2:
-      return find_next<2>(packed, vertices, layout.step<2>(D, axis), next);
-    case 4:
-      return find_next<4>(packed, vertices, layout.step<4>(D, axis), next);
-    default:
-      return find_next(packed, vertices, layout.step<0>(D, axis), next);
-  }
-}
-
-Chains make_chains(const int32_t* next, int64_t vertices) {
+Chains make_chains(const int32_t* previous, const int32_t* next, int64_t vertices, int32_t none) {
   constexpr int64_t kPiece = 4096;
-  std::vector<char> has_previous(vertices, 0);
   int64_t total = 0;
-  for (int64_t v = 0; v < vertices; ++v)
-    if (next[v] != kNone) has_previous[next[v]] = 1;
-  for (int64_t v = 0; v < vertices; ++v) total += has_previous[v] | (next[v] != kNone);
-
+  for (int64_t v = 0; v < vertices; ++v) total += (previous[v] != none) | (next[v] != none);
   Chains chains;
   chains.order.reset(total);
   int64_t at = 0, piece = -kPiece;
   for (int64_t v = 0; v < vertices; ++v) {
-    if (has_previous[v] || next[v] == kNone) continue;
+    if (previous[v] != none || next[v] == none) continue;
     if (at - piece >= kPiece) chains.cuts.push_back(piece = at);
     chains.order[at++] = static_cast<int32_t>(~v);
-    for (int32_t w = next[v]; w != kNone; w = next[w]) chains.order[at++] = w;
+    for (int32_t w = next[v]; w != none; w = next[w]) chains.order[at++] = w;
   }
   chains.cuts.push_back(at);
   return chains;
 }
 
-void make_bands(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
-  Bands& bands = lattice.bands;
-  const int64_t vertices = lattice.vertices;
-  bands.neighbour.reset(6 * vertices);
-  parallel_for(parallel, 3, [&](int64_t axis) {
-    int32_t* previous = bands.neighbour.data() + 2 * axis * vertices;
-    int32_t* next = previous + vertices;
-    find_next(lattice.packed, vertices, layout, 2, static_cast<int>(axis), next);
-    std::fill_n(previous, vertices, kNone);
-    for (int64_t v = 0; v < vertices; ++v)
-      if (next[v] != kNone) previous[next[v]] = static_cast<int32_t>(v);
-  });
+void find_lines(Lattice& lattice, const FieldLayout& layout) {
   // Two fields of at most 19 bits each: one word.
   const auto line_of = [&](int64_t v) { return static_cast<int64_t>(lattice.packed.keys[v] >> layout.shift[0]); };
-  const int64_t first = line_of(0), lines = line_of(vertices - 1) - first + 1;
-  bands.line_start.assign(lines + 1, 0);
-  for (int64_t v = 0; v < vertices; ++v) ++bands.line_start[line_of(v) - first + 1];
-  for (int64_t line = 0; line < lines; ++line) bands.line_start[line + 1] += bands.line_start[line];
+  const int64_t first = line_of(0), lines = line_of(lattice.vertices - 1) - first + 1;
+  lattice.line_start.assign(lines + 1, 0);
+  for (int64_t v = 0; v < lattice.vertices; ++v) ++lattice.line_start[line_of(v) - first + 1];
+  for (int64_t line = 0; line < lines; ++line) lattice.line_start[line + 1] += lattice.line_start[line];
 }
 
 }  // namespace
 
 void link_neighbours(Lattice& lattice, const FieldLayout& layout, Parallel& parallel) {
-  if (lattice.dimensions == 2) return make_bands(lattice, layout, parallel);
-  lattice.chains.resize(lattice.corners);
+  lattice.neighbour.reset(2 * lattice.corners * lattice.vertices);
   parallel_for(parallel, lattice.corners, [&](int64_t axis) {
-    Buffer<int32_t> next(lattice.vertices);
-    find_next(lattice.packed, lattice.vertices, layout, lattice.dimensions, static_cast<int>(axis), next.data());
-    lattice.chains[axis] = make_chains(next.data(), lattice.vertices);
+    std::fill_n(neighbours_along(lattice, axis).previous, lattice.vertices, lattice.none());
+    if (lattice.packed.words > 1) find_neighbours_along(lattice, layout, static_cast<int>(axis));
   });
+  if (lattice.packed.words == 1) {
+    constexpr int64_t kParts = 16;
+    parallel_for(parallel, kParts, [&](int64_t part) {
+      const Range range = part_of(lattice.vertices, kParts, part);
+      find_neighbours(lattice, layout, range.begin, range.end);
+    });
+  }
+  if (lattice.dimensions == 2) find_lines(lattice, layout);
+}
+
+const std::vector<Chains>& Lattice::chains(Parallel& parallel) const {
+  std::call_once(chains_made_, [&] {
+    chains_.resize(corners);
+    parallel_for(parallel, corners,
+                 [&](int64_t axis) { chains_[axis] = make_chains(previous(axis), next(axis), vertices, none()); });
+  });
+  return chains_;
 }
 
 void Lattice::unpack_keys(int32_t* out) const {
@@ -124,34 +150,23 @@ void Lattice::unpack_keys(int32_t* out) const {
 }
 
 void Lattice::unpack_vertices(int32_t* out) const {
-  each_point([&](int64_t point, int64_t simplex, int64_t) {
-    std::copy_n(&vertex[simplex * corners], corners, out + point * corners);
+  each_point([&](int64_t block, int64_t point, int64_t simplex, int64_t) {
+    for (int j = 0; j < corners; ++j) {
+      const int64_t corner_of_all = simplex * corners + j;
+      out[point * corners + j] =
+          block_vertex[has_numbered_corners() ? first_of_block[block] + corner[corner_of_all] : corner_of_all];
+    }
   });
 }
 
 void Lattice::unpack_weights(float* out) const {
-  each_point([&](int64_t point, int64_t, int64_t position) {
+  each_point([&](int64_t, int64_t point, int64_t, int64_t position) {
     std::copy_n(&weight[position * corners], corners, out + point * corners);
   });
 }
 
 void Lattice::neighbours(int32_t* out) const {
-  if (dimensions == 2) {
-    std::copy(bands.neighbour.begin(), bands.neighbour.end(), out);
-    return;
-  }
-  std::fill_n(out, 2 * corners * vertices, kNone);
-  for (int axis = 0; axis < corners; ++axis) {
-    int32_t* previous_of = out + 2 * axis * vertices;
-    int32_t* next_of = previous_of + vertices;
-    const Buffer<int32_t>& order = chains[axis].order;
-    for (int64_t i = 1; i < order.size(); ++i) {
-      if (order[i] < 0) continue;
-      const int32_t previous = order[i - 1] < 0 ? ~order[i - 1] : order[i - 1];
-      previous_of[order[i]] = previous;
-      next_of[previous] = order[i];
-    }
-  }
+  std::transform(neighbour.begin(), neighbour.end(), out, [&](int32_t v) { return v == none() ? -1 : v; });
 }
 
 }  // namespace deeplab_fast

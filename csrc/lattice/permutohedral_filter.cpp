@@ -21,7 +21,7 @@ void add_rows(const float* from, int64_t size, float* to, Parallel& parallel) {
 void filter(const Lattice& lattice, const LatticeView& view, const float* values, int64_t channels, Blur blur,
             float* out, Parallel& parallel) {
   const VisitOrder& order = *lattice.order;
-  const int64_t size = lattice.rows() * lanes_of(channels);
+  const int64_t size = lattice.row_floats(lanes_of(channels));
   Buffer<float> rows(size), spare, other;
   if (blur == Blur::kBothWays) other.reset(size);
   const auto each_block = [&](auto&& body) {
@@ -34,7 +34,7 @@ void filter(const Lattice& lattice, const LatticeView& view, const float* values
   for (int64_t channel = 0; channel < channels; channel += kMostLanes) {
     const int here = static_cast<int>(std::min<int64_t>(channels - channel, kMostLanes)), lanes = row_lanes(here);
     const int64_t offset = channel * lattice.points;
-    clear_empty_rows(lattice, lanes, rows.data());
+    clear_rows(lattice, lanes, rows.data());
     each_block([&](const PointBlock& block, float* memory) {
       gather_block(values + offset, lattice.points, block, here, lanes, memory);
       row_kernels().splat(view, block, lanes, memory, rows.data());

@@ -4,6 +4,7 @@
 
 #include "cuda/common.cuh"
 #include "lattice/device_lattice.h"
+#include "lattice/normalization.h"
 
 namespace deeplab_fast {
 namespace {
@@ -144,12 +145,9 @@ __global__ void slice_kernel(DeviceLattice lattice, int labels, float scale, con
   }
 }
 
-// n -> 1 / (n + 1e-20), or its square root: the factors of a normalisation.
+// From what filtering makes of ones to the factors of a normalisation.
 __global__ void normalization_kernel(int64_t points, bool root, float* ones) {
-  for (int64_t i = first_item(); i < points; i += item_step()) {
-    const double sum = static_cast<double>(ones[i]) + 1e-20;
-    ones[i] = static_cast<float>(1.0 / (root ? sqrt(sum) : sum));
-  }
+  for (int64_t i = first_item(); i < points; i += item_step()) ones[i] = normalization_factor(ones[i], root);
 }
 
 __global__ void fill_kernel(int64_t count, float value, float* out) {

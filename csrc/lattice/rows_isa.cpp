@@ -10,11 +10,10 @@ namespace {
 struct Splat {
   const LatticeView& view;
   const PointBlock& block;
-  int64_t lanes;
   const float* source;
   float* rows;
   template <int kLanes>
-  DEEPLAB_FAST_INLINE void run(int first) const {
+  DEEPLAB_FAST_INLINE void run(int first, int64_t lanes) const {
     const float *from = source + first, *before = view.before != nullptr ? view.before + block.begin : nullptr;
     by_corners(view.corners, [&](auto corners) {
       splat_lanes<kLanes, corners.value>(view, block, rows + first, lanes, [=](int64_t place, int lane, auto value) {
@@ -29,16 +28,15 @@ struct Splat {
 struct Slice {
   const LatticeView& view;
   const PointBlock& block;
-  int64_t lanes;
   const float* rows;
   float* out;
   template <int kLanes>
-  DEEPLAB_FAST_INLINE void run(int first) const {
+  DEEPLAB_FAST_INLINE void run(int first, int64_t lanes) const {
     const float scale = view.scale, *after = view.after != nullptr ? view.after + block.begin : nullptr;
     float* to = out + first;
     by_corners(view.corners, [&](auto corners) {
       slice_lanes<kLanes, corners.value>(view, block, rows + first, lanes, [=](int64_t place, int lane, auto sum) {
-        sum.multiply(after != nullptr ? scale * after[place] : scale);
+        sum.multiply(scaled_factor(scale, after, place));
         sum.to(to + place * lanes + lane);
       });
     });
@@ -54,7 +52,7 @@ struct Blur {
   float* rows;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    constexpr int64_t kAhead = 12;
+    constexpr int64_t kAhead = 40;
     Block<W, N> previous = Block<W, N>::zero();
     const auto row_of = [&](int64_t i) { return rows + (chain[i] < 0 ? ~chain[i] : chain[i]) * stride + lane; };
     float* row = row_of(0);
@@ -80,7 +78,7 @@ struct BlurRowOf {
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
     const auto neighbour = [&](const float* base, int32_t v) {
-      const float* from = v < 0 ? kZeros : base + v * row.in_stride + lane;
+      const float* from = v == row.none ? kZeros : base + v * row.in_stride + lane;
       asm("" : "+r"(from));  // as in row_at
       return from;
     };
@@ -118,9 +116,9 @@ struct AddWeightGradient {
   const WeightGradient& gradient;
   template <int W, int N>
   DEEPLAB_FAST_INLINE void run(int lane) const {
-    SimplexWalk walk(view, block, view.vertex);
+    SimplexWalk<int32_t> walk(view, block, view.vertex, view.corners);
     float* out = gradient.weight_grad + block.begin * view.corners;
-    for (; walk.size < walk.size_end; ++walk.size, walk.row += view.corners) {
+    for (; walk.size < walk.size_end; walk.next()) {
       for (int left = *walk.size; left > 0; --left, ++walk.place, out += view.corners) {
         const int64_t offset = *walk.place * lanes + lane;
         const Block<W, N> sliced = Block<W, N>::from(gradient.sliced + offset);
@@ -140,23 +138,27 @@ struct AddWeightGradient {
 }  // namespace
 
 void splat(const LatticeView& view, const PointBlock& block, int lanes, const float* source, float* rows) {
-  if (lanes > 1) return for_walks(lanes, Splat{view, block, lanes, source, rows});
+  if (lanes > 1) return for_walks(lanes, Splat{view, block, source, rows});
   if (view.before == nullptr) return splat_one(view, block, source, rows);
   float scaled[kMostInBlock];
   for (int p = 0; p < block.count(); ++p) scaled[p] = view.before[block.begin + p] * source[p];
   splat_one(view, block, scaled, rows);
 }
 void slice(const LatticeView& view, const PointBlock& block, int lanes, const float* rows, float* out) {
-  if (lanes > 1) return for_walks(lanes, Slice{view, block, lanes, rows, out});
+  if (lanes > 1) return for_walks(lanes, Slice{view, block, rows, out});
   slice_one(view, block, rows, out);
-  for (int p = 0; p < block.count(); ++p)
-    out[p] *= view.scale * (view.after != nullptr ? view.after[block.begin + p] : 1.0f);
+  const float* after = view.after != nullptr ? view.after + block.begin : nullptr;
+  for (int p = 0; p < block.count(); ++p) out[p] *= scaled_factor(view.scale, after, p);
 }
 void blur(const int32_t* chain, int64_t count, int lanes, int64_t stride, float* rows) {
   if (count > 0) for_lane_blocks(lanes, Blur{chain, count, stride, rows});
 }
 void blur_row(const BlurRow& row) {
   for_lane_blocks(row.lanes, BlurRowOf{row});
+}
+void blur_values(const int32_t* previous, const int32_t* next, int64_t begin, int64_t end, const float* in,
+                 float* out) {
+  for (int64_t v = begin; v < end; ++v) out[v] = in[v] + 0.5f * (in[previous[v]] + in[next[v]]);
 }
 void fold(const int32_t* target, int64_t begin, int64_t end, int64_t first, int lanes, float* rows) {
   if (begin < end) for_lane_blocks(lanes, Fold{target, begin, end, first, lanes, rows});
@@ -172,6 +174,7 @@ const RowKernels row_kernels{
     DEEPLAB_FAST_KERNEL(slice),
     DEEPLAB_FAST_KERNEL(blur),
     DEEPLAB_FAST_KERNEL(blur_row),
+    DEEPLAB_FAST_KERNEL(blur_values),
     DEEPLAB_FAST_KERNEL(fold),
     DEEPLAB_FAST_KERNEL(add_weight_gradient),
 };

@@ -12,10 +12,10 @@ namespace DEEPLAB_FAST_ISA_NAME {
 
 constexpr int kMostInBlock = VisitOrder::kMostInBlock;
 // Simplices by which rows are fetched ahead.
-constexpr int kSimplicesAhead = 4;
+constexpr int kSimplicesAhead = 32;
 // Floats by which weights are: they are read from memory once a pass, in stretches too short for the processor to
 // notice.
-constexpr int kWeightsAhead = 256;
+constexpr int kWeightsAhead = 1024;
 
 // Lanes that a walk over the simplices takes at once: 4, 8, 16, 24 or 32, in parts whose rows stay in registers.
 constexpr int kMostWalked = 32;
@@ -36,22 +36,38 @@ DEEPLAB_FAST_INLINE void for_parts(Body&& body) {
   if constexpr (kLeft > kPart) for_parts<kLanes, kFirst + kPart>(body);
 }
 
-// Calls body.template run<kLanes>(first_lane) for walks that cover `lanes` (4, or a multiple of 8).
+// Calls body.template run<kLanes>(first_lane, lanes) for walks that cover `lanes` (4, or a multiple of 8). With one
+// walk the number of lanes is a constant there.
 template <class Body>
 DEEPLAB_FAST_INLINE void for_walks(int lanes, Body&& body) {
-  int lane = 0;
-  for (; lane + kMostWalked <= lanes; lane += kMostWalked) body.template run<kMostWalked>(lane);
-  switch (lanes - lane) {
+  const auto walk = [&](int lane, int count, int64_t of_row) {
+    switch (count) {
+      case 4:
+        return body.template run<4>(lane, of_row);
+      case 8:
+        return body.template run<8>(lane, of_row);
+      case 16:
+        return body.template run<16>(lane, of_row);
+      case 24:
+        return body.template run<24>(lane, of_row);
+      default:
+        return body.template run<kMostWalked>(lane, of_row);
+    }
+  };
+  switch (lanes) {
     case 4:
-      return body.template run<4>(lane);
+      return body.template run<4>(0, 4);
     case 8:
-      return body.template run<8>(lane);
+      return body.template run<8>(0, 8);
     case 16:
-      return body.template run<16>(lane);
+      return body.template run<16>(0, 16);
     case 24:
-      return body.template run<24>(lane);
+      return body.template run<24>(0, 24);
+    case kMostWalked:
+      return body.template run<kMostWalked>(0, kMostWalked);
     default:
-      return;
+      for (int lane = 0; lane < lanes; lane += kMostWalked)
+        walk(lane, lanes - lane < kMostWalked ? lanes - lane : kMostWalked, lanes);
   }
 }
 
@@ -77,31 +93,40 @@ DEEPLAB_FAST_INLINE void by_corners(int corners, Body&& body) {
   }
 }
 
-// A block's simplices and their points, one after another.
+// A block's simplices and their points, one after another. `row` has something of each corner of the simplex: a row, or
+// a number among the block's vertices.
+template <class Row>
 struct SimplexWalk {
   const uint16_t *size, *size_end;
-  const int32_t* row;  // view.vertex or view.row
+  const Row* row;
   const uint16_t* place;
   const float* weight;
+  int corners;
 
-  DEEPLAB_FAST_INLINE SimplexWalk(const LatticeView& view, const PointBlock& block, const int32_t* rows)
+  DEEPLAB_FAST_INLINE SimplexWalk(const LatticeView& view, const PointBlock& block, const Row* rows, int corner_count)
       : size(view.size + view.first_simplex[block.number]),
         size_end(view.size + view.first_simplex[block.number + 1]),
-        row(rows + view.first_simplex[block.number] * view.corners),
+        row(rows + view.first_simplex[block.number] * corner_count),
         place(view.place + block.begin),
-        weight(view.weight + block.begin * view.corners) {}
+        weight(view.weight + block.begin * corner_count),
+        corners(corner_count) {}
 
-  DEEPLAB_FAST_INLINE void next(int corners) {
-    place += *size, weight += *size * corners, row += corners;
-    ++size;
+  // To the next simplex: from behind the points of this one, or over them.
+  DEEPLAB_FAST_INLINE void next() { ++size, row += corners; }
+  DEEPLAB_FAST_INLINE void skip() {
+    place += *size, weight += *size * corners;
+    next();
   }
 };
 
-DEEPLAB_FAST_INLINE void fetch_ahead(const SimplexWalk& walk, int corners, const float* rows, int64_t lanes,
-                                     int width) {
+DEEPLAB_FAST_INLINE int32_t row_number(int32_t row) {
+  return row ^ row >> 31;
+}
+
+DEEPLAB_FAST_INLINE void fetch_ahead(const SimplexWalk<int32_t>& walk, const float* rows, int64_t lanes, int width) {
   if (walk.size + kSimplicesAhead >= walk.size_end) return;
-  const int32_t* later = walk.row + kSimplicesAhead * corners;
-  for (int j = 0; j < corners; ++j) prefetch_row(row_at(rows, later[j] ^ later[j] >> 31, lanes), width);
+  const int32_t* later = walk.row + kSimplicesAhead * walk.corners;
+  for (int j = 0; j < walk.corners; ++j) prefetch_row(row_at(rows, row_number(later[j]), lanes), width);
 }
 
 // use(place, lane, block of sums over corners of weight * row), for every point of the block and all parts of the
@@ -110,9 +135,9 @@ template <int kLanes, int kCorners, class Use>
 DEEPLAB_FAST_INLINE void slice_lanes(const LatticeView& view, const PointBlock& block, const float* rows, int64_t lanes,
                                      Use&& use) {
   const int corners = kCorners > 0 ? kCorners : view.corners;
-  SimplexWalk walk(view, block, view.vertex);
-  for (; walk.size < walk.size_end; walk.next(corners)) {
-    if (view.scattered) fetch_ahead(walk, corners, rows, lanes, kLanes);
+  SimplexWalk<int32_t> walk(view, block, view.vertex, corners);
+  for (; walk.size < walk.size_end; walk.skip()) {
+    if (view.scattered) fetch_ahead(walk, rows, lanes, kLanes);
     for_parts<kLanes>([&](auto part, int lane) {
       using B = decltype(part);
       const float* weight = walk.weight;
@@ -142,19 +167,19 @@ DEEPLAB_FAST_INLINE const float* zeros_if(bool first, const float* row) {
 }
 
 // Adds get(place, lane, Block()) of every point of the block to the rows of its corners, times the weight. At the first
-// splat into a row (a complemented number) it sets the row, so that rows need no clearing.
+// splat into a row it sets the row, so that rows need no clearing.
 template <int kLanes, int kCorners, class Get>
 DEEPLAB_FAST_INLINE void splat_lanes(const LatticeView& view, const PointBlock& block, float* rows, int64_t lanes,
                                      Get&& get) {
   const int corners = kCorners > 0 ? kCorners : view.corners;
-  SimplexWalk walk(view, block, view.row);
-  for (; walk.size < walk.size_end; walk.next(corners)) {
-    if (view.scattered) fetch_ahead(walk, corners, rows, lanes, kLanes);
+  SimplexWalk<int32_t> walk(view, block, view.row, corners);
+  for (; walk.size < walk.size_end; walk.skip()) {
+    if (view.scattered) fetch_ahead(walk, rows, lanes, kLanes);
     for_parts<kLanes>([&](auto part, int lane) {
       using B = decltype(part);
-      const auto add_to_row = [&](int32_t target, B sum) {
-        float* row = row_at(rows, target ^ target >> 31, lanes) + lane;
-        sum.add(zeros_if(target < 0, row));
+      const auto add_to_row = [&](int j, B sum) {
+        float* row = row_at(rows, row_number(walk.row[j]), lanes) + lane;
+        sum.add(zeros_if(walk.row[j] < 0, row));
         sum.to(row);
       };
       const float* weight = walk.weight;
@@ -167,17 +192,22 @@ DEEPLAB_FAST_INLINE void splat_lanes(const LatticeView& view, const PointBlock& 
           const B value = get(walk.place[p], lane, B());
           for (int j = 0; j < kCorners; ++j) sum[j].add_scaled(weight[j], value);
         }
-        for (int j = 0; j < kCorners; ++j) add_to_row(walk.row[j], sum[j]);
+        for (int j = 0; j < kCorners; ++j) add_to_row(j, sum[j]);
       } else {
         for (int j = 0; j < corners; ++j) {
           B sum = B::zero();
           for (int p = 0; p < *walk.size; ++p)
             sum.add_scaled(weight[int64_t{p} * corners + j], get(walk.place[p], lane, B()));
-          add_to_row(walk.row[j], sum);
+          add_to_row(j, sum);
         }
       }
     });
   }
+}
+
+// What a sliced value is multiplied by (`after` null: its factors are 1).
+DEEPLAB_FAST_INLINE float scaled_factor(float scale, const float* after, int64_t place) {
+  return after != nullptr ? scale * after[place] : scale;
 }
 
 // --- One label ---------------------------------------------------------------------------------------------------
@@ -204,8 +234,8 @@ struct CornerVectors {
 // Any number of corners, without vectors.
 DEEPLAB_FAST_INLINE void slice_one_of_any(const LatticeView& view, const PointBlock& block, const float* rows,
                                           float* sliced) {
-  SimplexWalk walk(view, block, view.vertex);
-  for (; walk.size < walk.size_end; ++walk.size, walk.row += view.corners) {
+  SimplexWalk<int32_t> walk(view, block, view.vertex, view.corners);
+  for (; walk.size < walk.size_end; walk.next()) {
     for (int left = *walk.size; left > 0; --left, ++walk.place, walk.weight += view.corners) {
       float sum = 0.0f;
       for (int j = 0; j < view.corners; ++j) sum += walk.weight[j] * rows[walk.row[j]];
@@ -215,30 +245,31 @@ DEEPLAB_FAST_INLINE void slice_one_of_any(const LatticeView& view, const PointBl
 }
 DEEPLAB_FAST_INLINE void splat_one_of_any(const LatticeView& view, const PointBlock& block, const float* value,
                                           float* rows) {
-  SimplexWalk walk(view, block, view.row);
-  for (; walk.size < walk.size_end; ++walk.size, walk.row += view.corners) {
-    const int size = *walk.size;
+  SimplexWalk<int32_t> walk(view, block, view.row, view.corners);
+  for (; walk.size < walk.size_end; walk.skip()) {
     for (int j = 0; j < view.corners; ++j) {
       float sum = 0.0f;
-      for (int p = 0; p < size; ++p) sum += walk.weight[int64_t{p} * view.corners + j] * value[walk.place[p]];
-      const int32_t target = walk.row[j];
-      rows[target ^ target >> 31] = target < 0 ? sum : rows[target] + sum;
+      for (int p = 0; p < *walk.size; ++p) sum += walk.weight[int64_t{p} * view.corners + j] * value[walk.place[p]];
+      rows[row_number(walk.row[j])] += sum;
     }
-    walk.place += size, walk.weight += int64_t{size} * view.corners;
   }
 }
 
-// kCorners: their number, or 0 for view.corners; kLanes: that many or a few more.
+// Few corners: their number, or 0 for view.corners; kLanes: that many or a few more. The values of the block's vertices
+// are copied to where they lie close together, and its sums made there.
+constexpr int kMostValues = kMostNumberedCorners * kMostInBlock;
 template <int kLanes, int kCorners>
 DEEPLAB_FAST_INLINE void slice_one_of(const LatticeView& view, const PointBlock& block, const float* rows,
                                       float* sliced) {
   constexpr int W = kLanes < kWidest ? kLanes : kWidest < 8 ? kWidest : 8;
   const int corners = kCorners > 0 ? kCorners : view.corners, count = block.count();
-  alignas(64) float product[(kMostInBlock + W) * W], sum[kMostInBlock + W];
-  SimplexWalk walk(view, block, view.vertex);
+  alignas(64) float value[kMostValues], product[(kMostInBlock + W) * W], sum[kMostInBlock + W];
+  SimplexWalk<uint16_t> walk(view, block, view.corner, corners);
+  const int64_t first = view.first_of_block[block.number], vertices = view.first_of_block[block.number + 1] - first;
+  for (int64_t i = 0; i < vertices; ++i) value[i] = rows[view.block_vertex[first + i]];
   float* to = product;
-  for (; walk.size < walk.size_end; ++walk.size, walk.row += corners) {
-    const CornerVectors<kLanes, W> row(corners, [&](int j) { return rows[walk.row[j]]; });
+  for (; walk.size < walk.size_end; walk.next()) {
+    const CornerVectors<kLanes, W> row(corners, [&](int j) { return value[walk.row[j]]; });
     for (int left = *walk.size; left > 0; --left, to += W, walk.weight += corners) {
       __builtin_prefetch(walk.weight + kWeightsAhead);
       typename Vec<W>::type one = load<W>(walk.weight) * row.v[0];
@@ -259,33 +290,33 @@ DEEPLAB_FAST_INLINE void splat_one_of(const LatticeView& view, const PointBlock&
                                       float* rows) {
   constexpr int W = kLanes < kWidest ? kLanes : kWidest < 8 ? kWidest : 8;
   const int corners = kCorners > 0 ? kCorners : view.corners;
-  SimplexWalk walk(view, block, view.row);
-  for (; walk.size < walk.size_end; ++walk.size, walk.row += corners) {
+  alignas(64) float total[kMostValues];
+  SimplexWalk<uint16_t> walk(view, block, view.corner, corners);
+  const int64_t first = view.first_of_block[block.number], vertices = view.first_of_block[block.number + 1] - first;
+  for (int64_t i = 0; i < vertices; ++i) total[i] = 0.0f;
+  for (; walk.size < walk.size_end; walk.next()) {
     typename Vec<W>::type sum[kLanes / W];
     for (int n = 0; n < kLanes / W; ++n) sum[n] = broadcast<W>(0.0f);
     for (int left = *walk.size; left > 0; --left, ++walk.place, walk.weight += corners) {
       const float one = value[*walk.place];
       for (int n = 0; n < kLanes / W; ++n) sum[n] = sum[n] + load<W>(walk.weight + n * W) * one;
     }
-    for (int j = 0; j < corners; ++j) {
-      const int32_t target = walk.row[j];
-      float* row = rows + (target ^ target >> 31);
-      *row = keep_or_zero<1>(*row, ~(target >> 31)) + sum[j / W][j % W];
-    }
+    for (int j = 0; j < corners; ++j) total[walk.row[j]] += sum[j / W][j % W];
   }
+  for (int64_t i = 0; i < vertices; ++i) rows[row_number(view.block_row[first + i])] += total[i];
 }
 
 // sliced[place] = sum over corners of weight * rows[vertex].
 DEEPLAB_FAST_INLINE void slice_one(const LatticeView& view, const PointBlock& block, const float* rows, float* sliced) {
-  if (view.corners > 8) return slice_one_of_any(view, block, rows, sliced);
+  if (view.corners > kMostNumberedCorners) return slice_one_of_any(view, block, rows, sliced);
   if (view.corners == 3) return slice_one_of<4, 3>(view, block, rows, sliced);
   if (view.corners == 6) return slice_one_of<8, 6>(view, block, rows, sliced);
   if (view.corners <= 4) return slice_one_of<4, 0>(view, block, rows, sliced);
   slice_one_of<8, 0>(view, block, rows, sliced);
 }
-// rows[row] += weight * value[place], or = at the first splat into the row.
+// rows[row] += weight * value[place].
 DEEPLAB_FAST_INLINE void splat_one(const LatticeView& view, const PointBlock& block, const float* value, float* rows) {
-  if (view.corners > 8) return splat_one_of_any(view, block, value, rows);
+  if (view.corners > kMostNumberedCorners) return splat_one_of_any(view, block, value, rows);
   if (view.corners == 3) return splat_one_of<4, 3>(view, block, value, rows);
   if (view.corners == 6) return splat_one_of<8, 6>(view, block, value, rows);
   if (view.corners <= 4) return splat_one_of<4, 0>(view, block, value, rows);

@@ -35,10 +35,11 @@ struct Key {
     for (size_t w = 0; w < word.size(); ++w) word[w] += other.word[w];
     return *this;
   }
+  // Its highest bits are the best.
   uint64_t hash() const {
     uint64_t h = 0;
-    for (size_t w = 0; w < word.size(); ++w) h = (h ^ word[w]) * 0x9E3779B97F4A7C15u;
-    return h ^ h >> 32;
+    for (size_t w = 0; w < word.size(); ++w) h = (h ^ h >> 32 ^ word[w]) * 0x9E3779B97F4A7C15u;
+    return (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
   }
 };
 

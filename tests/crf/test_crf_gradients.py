@@ -123,6 +123,17 @@ def test_gradients_to_sigmas_and_image(backend: str):
     assert all(torch.isfinite(tensor.grad).all() and tensor.grad.abs().sum() > 0 for tensor in tensors)
 
 
+def test_one_label_has_no_gradient(backend: str):
+    """Its belief is 1, whatever the inputs."""
+    kernels = (Kernel(3, "matrix", 3), Kernel(2, 2.0, 1))
+    unary, features, compat, iterations, normalization = CRFSample("", labels=1, kernels=kernels).inputs()
+    tensors = leaves([unary, *features, *compat])
+    Q = deeplab_fast.dense_crf(tensors[0], tensors[1:3], tensors[3:], iterations, normalization)
+    torch.testing.assert_close(Q, torch.ones_like(Q))
+    for grad in torch.autograd.grad(Q, tensors, random(8, *Q.shape)):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_have_their_inputs_dtypes(dtype: torch.dtype, backend: str):
     unary, features, compat, iterations, normalization = SMALL.inputs()

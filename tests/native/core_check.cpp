@@ -111,7 +111,7 @@ void check_filter(int dimensions, int channels, int64_t points) {
   std::vector<float> out(points * channels);
   std::vector<float> to_features(points * dimensions);
   for (bool reverse : {false, true}) {
-    filter(lattice, lattice.view(), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward, out.data(),
+    filter(lattice, lattice.view(channels, pool), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward, out.data(),
            pool);
     filter_backward_features(lattice, features.data(), out.data(), values.data(), channels, reverse, to_features.data(),
                              pool);
@@ -236,7 +236,7 @@ int main() {
       const Lattice lattice(features.data(), 5, std::make_shared<VisitOrder>(1200, 40), pool);
       std::vector<float> values(1200, 1.0f);
       for (int repeat = 0; repeat < 20; ++repeat)
-        filter(lattice, lattice.view(), values.data(), 1, Blur::kForward, values.data(), pool);
+        filter(lattice, lattice.view(1, pool), values.data(), 1, Blur::kForward, values.data(), pool);
     });
   for (std::thread& caller : callers) caller.join();
   std::puts("core_check: passed");
