@@ -20,7 +20,7 @@ WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending)))
 
-.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench lint format sanitize test-aarch64 clean install
+.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
 
 install: $(INSTALLED)
 
@@ -79,6 +79,16 @@ test-lowest-3.10:
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench
+
+# The site, into build/site; what the extra `docs` names is installed here, not by `make test`. Any warning is an error.
+DOCS_EXTRA := from importlib.metadata import requires; \
+  print(*(line.split(";")[0] for line in requires("deeplab-fast") if line.endswith("extra == \"docs\"")))
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c '$(DOCS_EXTRA)')
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

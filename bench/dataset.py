@@ -23,8 +23,7 @@ from PIL import Image
 from rich.console import Console
 
 from bench import report, results
-from bench.results import Measurement, Run
-from bench.runner import WHOLE
+from bench.results import WHOLE, Measurement, Run
 from tests.support.photos import PHOTOS, photo, scores
 
 PEER, OURS = "a pool of pydensecrf", "deeplab-fast crf"

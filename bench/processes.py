@@ -18,8 +18,7 @@ import typer
 from rich.console import Console
 
 from bench import report
-from bench.results import Measurement, Run
-from bench.runner import WHOLE
+from bench.results import WHOLE, Measurement, Run
 from deeplab_fast.crf import PRESETS
 from tests.support.photos import photo, unary
 

@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import FOLDER, Run, best, committed, median, read, write
-from bench.runner import WHOLE
+from bench.results import FOLDER, WHOLE, Run, best, committed, median, read, write
 
 UNITS = {"s": ("ms", 1e3), "B": ("MB", 1e-6)}
 

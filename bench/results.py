@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"
+WHOLE = "whole"  # stage: the whole call, as a user makes it
 FORMAT = 1  # another number for a change that makes old files unreadable
 
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 
 from bench.case import Backend, Case
+from bench.results import WHOLE
 
-WHOLE = "whole"
 LONG_ROUND = 4.0  # seconds: a round that takes longer needs no warming up, and is measured from the first
 CALLS = 10  # in one CUDA graph
 
