@@ -43,9 +43,11 @@ def test_code_runs(page, folder, monkeypatch):
     """The blocks of a page one after the other, as a reader would paste them."""
     if page.name not in WITHOUT_TORCH:
         pytest.importorskip("torch")
-    monkeypatch.setattr(sys, "path", list(sys.path))  # install_as_pydensecrf changes both
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # install_as_pydensecrf changes all three
     monkeypatch.setenv("PYTHONPATH", "")
+    for name in ("pydensecrf", "pydensecrf.densecrf", "pydensecrf.utils", "pydensecrf.eigen"):
+        monkeypatch.setitem(sys.modules, name, None)  # what was there, also if that was nothing, comes back
+        del sys.modules[name]
     namespace = {"__name__": "__main__"}
     for number, text in enumerate(pages.blocks(page, "python"), 1):
         exec(compile(text, f"{page_id(page)}, block {number}", "exec"), namespace)
@@ -62,7 +64,7 @@ def run(words):
     return CliRunner().invoke(app.app, words[1:])
 
 
-@pytest.mark.parametrize("line", pages.lines("deeplab-fast"), ids=str)
+@pytest.mark.parametrize("line", [*pages.lines("deeplab-fast")], ids=str)
 def test_options_are_understood(line):
     group = typer.main.get_command(app.app)
     command = group.commands[line.words[1]]

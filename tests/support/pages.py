@@ -59,7 +59,7 @@ def fill(folder: Path) -> None:
     Image.fromarray(np.where(truth == 1, 255, 0).astype(np.uint8)).save(folder / "mask.png")
     for name in ("images", "scores", "truth"):
         (folder / name).mkdir()
-    for number in range(3):
+    for number in range(6):
         photo, truth, logits = scene(number)
         Image.fromarray(photo).save(folder / f"images/{number}.jpg", quality=95)
         np.save(folder / f"scores/{number}.npy", logits)
