@@ -66,7 +66,8 @@ def _table(rows: list[Measurement]) -> str:
     backends = sorted(backends, key=lambda name: name.startswith(OURS))  # stable: otherwise as measured
     ops = {row.op for row in rows}
     alike = all(row.quality is None for row in rows)  # else times of different results: no ratio
-    lines = [["", *backends, *["ours is"] * alike], ["---", *["---:"] * (len(backends) + alike)]]
+    headings = [name.replace("deeplab_fast", "ours") for name in backends]
+    lines = [["", *headings, *["ours is"] * alike], ["---", *["---:"] * (len(backends) + alike)]]
     for _, of_case in itertools.groupby(sorted(rows, key=_natural), key=lambda row: (row.case, row.unit)):
         found = {row.backend: row for row in of_case}
         first = next(iter(found.values()))

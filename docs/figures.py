@@ -27,7 +27,9 @@ def kernels(photo: annotate.Annotation) -> np.ndarray:
     spatial = np.exp(-far / (2 * params.pos_xy_std**2))
     bilateral = np.exp(-far / (2 * params.bi_xy_std**2) - other / (2 * np.square(params.bi_rgb_std)))
     maps = [_tinted(photo.image, weight) for weight in (spatial, bilateral)]
-    return pictures.panel([part[ROWS, COLUMNS] for part in (photo.image, *maps)], ["photo", "spatial", "bilateral"])
+    return pictures.panel(
+        [part[ROWS, COLUMNS] for part in (photo.image, *maps)], ["photo", "spatial", "bilateral"], font_size=22
+    )
 
 
 def _tinted(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -52,7 +54,7 @@ def presets(photo: annotate.Annotation) -> np.ndarray:
 
 def _row(photo: annotate.Annotation, labels: list[np.ndarray], captions: list[str]) -> np.ndarray:
     shown = [pictures.overlay(photo.image, one, palette=photo.palette, strength=0.55) for one in labels]
-    return pictures.panel([part[ROWS, COLUMNS] for part in shown], captions)
+    return pictures.panel([part[ROWS, COLUMNS] for part in shown], captions, font_size=26)
 
 
 def main(folder: Path = IMAGES) -> None:

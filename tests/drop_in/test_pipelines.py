@@ -83,20 +83,21 @@ def test_a_changed_import_gives_the_same_labels(name):
     assert_same_labels(run(name, INSTEAD[name]), by_pydensecrf(name))
 
 
-# --- docs/pipelines.md -----------------------------------------------------------------------------------------------
+# --- Pages -----------------------------------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_imports_of_the_page():
-    imports = re.findall(r"`(from deeplab_fast[^`]*|import deeplab_fast[^`]*)`", PAGE.read_text())
+def test_the_imports_of_pipelines():
+    imports = re.findall(r"`(from deeplab_fast[^`]*|import deeplab_fast[^`]*)`", (DOCS / "pipelines.md").read_text())
     assert len(imports) >= 6
     for line in imports:
         exec(line, {})
 
 
-def test_the_parameters_of_the_page():
-    rows = re.findall(r"^\| (`.*?`) \| ([\d., ]+) \| ([\d., ]+) \|", PAGE.read_text(), re.M)
+def test_the_parameters_of_choosing_parameters():
+    text = (DOCS / "choosing-parameters.md").read_text()
+    rows = re.findall(r"^\| (`.*?`) \| ([\d., ]+) \| ([\d., ]+) \|", text, re.M)
     found = {}
     for names, spatial, bilateral in rows:
         for name in re.findall(r"`([\w-]+)`", names):

@@ -194,10 +194,10 @@ def test_every_result_is_in_a_table():
     assert len(markers) > 8
     shown = hooks().on_page_markdown(PERFORMANCE.read_text())
     assert "<!-- results" not in shown
-    wanted = [pattern for marker in markers for pattern in marker.split(", ")]
+    wanted = [marker.split(", ") for marker in markers]
     for path in results.committed():
         whole = [m for m in results.read(path).measurements if m.stage == results.WHOLE]
-        assert all(tables.fits(m, wanted) for m in whole), path.name
+        assert all(any(tables.fits(m, patterns) for patterns in wanted) for m in whole), path.name
 
 
 def test_tables_name_the_machine_and_mark_what_is_slower(tmp_path):
@@ -221,7 +221,7 @@ def test_tables_name_the_machine_and_mark_what_is_slower(tmp_path):
     assert text.splitlines() == [
         "**P, 2 cores** (2026-11-26; our instruction set avx2, torch 2.13.0, oneDNN 3.12.0)",
         "",
-        "|  | stock | deeplab_fast | ours is |",
+        "|  | stock | ours | ours is |",
         "| --- | ---: | ---: | ---: |",
         "| 9 | 200 ms | 100 ms | 2.0× faster |",
         "| 10 | 100 ms | 125 ms | **1.2× slower** |",

@@ -39,7 +39,7 @@ class Line:
 def lines(*programs: str) -> Iterator[Line]:
     """Commands of these programs in the shell blocks of all pages."""
     for page in PAGES:
-        for text in "\n".join(blocks(page, "sh")).splitlines():
+        for text in "\n".join(blocks(page, "sh")).replace("\\\n", "").splitlines():
             words = shlex.split(text, comments=True)
             if words and words[0] in programs:
                 yield Line(page, words)
