@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,13 @@ def version() -> str:
         if line.startswith("__version__"):
             return line.split('"')[1]
     raise RuntimeError("deeplab_fast/__init__.py has no __version__")
+
+
+def description() -> str:
+    """README.md for a package index, which has none of the files that it shows and links: those become their names."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text)
+    return re.sub(r"\[([^]]+)\]\(([^)#]+)[^)]*\)", r"\1 (`\2`)", text)
 
 
 def torch_options() -> list[str]:
@@ -82,6 +90,8 @@ class CMakeBuild(build_ext):
 
 setup(
     version=version(),
+    long_description=description(),
+    long_description_content_type="text/markdown",
     packages=[
         *find_namespace_packages(include=["deeplab_fast", "deeplab_fast.*"], exclude=["*.__pycache__"]),
         "deeplab_fast.kernels",  # in kernels/, as pyproject.toml says
