@@ -150,7 +150,7 @@ def atomic_write_all(writers: Mapping[Path, Writer], *, sync: bool = False) -> N
         sync: wait until the contents are on the disk before renaming, so that even a power cut leaves old or new.
 
     Raises:
-        DestinationError, OSError: as :func:`check_destination`, or whatever writing raised; nothing is left behind.
+        DestinationError, OSError: as `check_destination`, or whatever writing raised; nothing is left behind.
     """
     partial: dict[Path, BinaryIO] = {}
     renamed: list[Path] = []
@@ -184,7 +184,7 @@ def writer_of(content: bytes) -> Writer:
 
 
 def atomic_write(path: PathLike, write: Writer, *, sync: bool = False) -> None:
-    """Write one file whole or not at all; see :func:`atomic_write_all`."""
+    """Write one file whole or not at all; see `atomic_write_all`."""
     atomic_write_all({Path(path): write}, sync=sync)
 
 

@@ -115,7 +115,7 @@ _STAND_INS = {
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote to a file, on the CPU; arrays as :class:`Array`, other objects as dictionaries.
+    """What `torch.save` wrote to a file, on the CPU; arrays as `Array`, other objects as dictionaries.
 
     Raises:
         NotWeights: for a file of another kind, or one that asks for code.

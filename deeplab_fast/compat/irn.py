@@ -67,7 +67,7 @@ def crf_inference(img: Any, probs: Any, t: int = 10, scale_factor: float = 1, la
 def crf_inference_inf(
     img: Any, probs: Any, t: int = 10, scale_factor: float = 1, labels: int = 21
 ) -> NDArray[np.float32]:
-    """As :func:`crf_inference`, with MCTformer's parameters on the final scores, preset "mctformer"."""
+    """As `crf_inference`, with MCTformer's parameters on the final scores, preset "mctformer"."""
     return _inference("mctformer", img, probs, t, scale_factor, labels)
 
 

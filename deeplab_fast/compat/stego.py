@@ -59,7 +59,7 @@ def dense_crf(image_tensor: Tensor, output_logits: Tensor) -> NDArray[np.float32
 
 
 def batched_crf(pool: Any, img_tensor: Tensor, prob_tensor: Tensor) -> Tensor:
-    """:func:`dense_crf` of each image of a batch, one after the other, on all threads.
+    """`dense_crf` of each image of a batch, one after the other, on all threads.
 
     Args:
         pool: of processes, ignored: nothing is sent there, so nothing hangs there.

@@ -114,7 +114,7 @@ def make_crf(config: CRFConfig) -> DenseCRF:
 
 
 def crf_parameters(config: CRFConfig) -> CRFParameters:
-    """The numbers of :func:`make_crf`.
+    """The numbers of `make_crf`.
 
     Raises:
         ValueError: for an unknown preset.

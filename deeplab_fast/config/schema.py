@@ -195,7 +195,7 @@ def parse_config(entries: dict[str, Any], source: str) -> Config:
     """A configuration from its entries; `source` is what errors call it.
 
     Raises:
-        ValueError: as :func:`read_config`.
+        ValueError: as `read_config`.
     """
     try:
         return Config.model_validate(entries)

@@ -200,7 +200,7 @@ def _from_some_classes(array: NDArray[Any], keys: NDArray[np.int64], size: tuple
 
 
 def numbers_of_maps(keys: NDArray[np.int64], maps: int, how: Reading) -> NDArray[np.int64]:
-    """The classes of maps, by the numbers beside them; see :class:`Reading`.
+    """The classes of maps, by the numbers beside them; see `Reading`.
 
     Raises:
         ValueError: if numbers and maps do not go together, or a number is no class.

@@ -117,7 +117,7 @@ def parameters(preset: str | CRFParameters = "deeplab", **overrides: Any) -> CRF
     - "manga": manga-image-translator, on masks of text; kernels that are not normalised.
 
     Raises:
-        ValueError: for an unknown name, and as :class:`CRFParameters` does.
+        ValueError: for an unknown name, and as `CRFParameters` does.
         TypeError: as it does.
     """
     if isinstance(preset, str):

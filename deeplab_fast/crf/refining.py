@@ -40,7 +40,7 @@ def refine(
             (N, C, D, H, W). ``bi_rgb_std`` is the channels' standard deviation, or there is one for each.
         prob: (K, H, W), or (K, D, H, W) for a volume, or (N, K, D, H, W), any float dtype: probabilities of the K
             classes at each pixel or voxel.
-        params: a :class:`CRFParameters` or the name of a preset.
+        params: a `CRFParameters` or the name of a preset.
         spacing: distance of neighbours along each spatial axis, in the array's order: (height, width) or (depth,
             height, width), say in millimetres. ``pos_xy_std`` and ``bi_xy_std`` are in that unit then: each axis'
             deviation in pixels or voxels is the deviation divided by its spacing. Default: 1, so they are in pixels.
@@ -65,7 +65,7 @@ def refine(
 
 
 def densecrf(image: NDArray[np.uint8], prob: ArrayLike, params: str | CRFParameters = "deeplab") -> NDArray[np.float32]:
-    """The former name of :func:`refine`; deprecated."""
+    """The former name of `refine`; deprecated."""
     warnings.warn("deeplab_fast.crf.densecrf is now called refine", DeprecationWarning, stacklevel=2)
     return refine(image, prob, params)
 
@@ -91,7 +91,7 @@ def build(
     params: str | CRFParameters = "deeplab",
     spacing: Sequence[float] | None = None,
 ) -> BuiltCRF:
-    """The first half of :func:`refine`: check the input and build the CRF. Same arguments, but no batch; same errors.
+    """The first half of `refine`: check the input and build the CRF. Same arguments, but no batch; same errors.
 
     Apart, so that a caller can time the halves, or infer more than once.
     """
@@ -139,7 +139,7 @@ def photo_model(
 def volume_model(
     volume: NDArray[Any], classes: int, params: CRFParameters, spacing: Sequence[float] | None = None
 ) -> DenseCRF:
-    """The CRF of a volume (C, D, H, W), without a unary, as :func:`photo_model`."""
+    """The CRF of a volume (C, D, H, W), without a unary, as `photo_model`."""
     from deeplab_fast.pydensecrf import densecrf as dcrf
     from deeplab_fast.pydensecrf import utils
 

@@ -92,7 +92,7 @@ def read_volume(
 
 
 def write_labels(path: str | os.PathLike[str], labels: ArrayLike, like: Volume | None = None) -> None:
-    """Write labels (D, H, W), whole or not at all; arguments and errors as those of :func:`labels_writer`."""
+    """Write labels (D, H, W), whole or not at all; arguments and errors as those of `labels_writer`."""
     files.atomic_write(path, labels_writer(path, labels, like))
 
 

@@ -56,7 +56,7 @@ class COCOStuff10k(FileDataset):
     Args:
         root: the folder that has the three in it.
         split: train (9000 images), test (1000) or all.
-        on_error: see :class:`SegmentationDataset`.
+        on_error: see `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: if the root, a folder or the list is missing.
@@ -126,7 +126,7 @@ class COCOStuff164k(FileDataset):
     Args:
         root: the folder that has both in it.
         split: train2017 (118,287 images) or val2017 (5,000); "train" and "val" for short.
-        on_error: see :class:`SegmentationDataset`.
+        on_error: see `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: if the root or a folder is missing.

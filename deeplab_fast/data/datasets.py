@@ -53,7 +53,7 @@ class VOCLayout(FileDataset):
         split: the list's name.
         classes: names of the classes, in the order of their numbers.
         labelled: whether there are labels; if not, each sample's label is None.
-        palette, on_error: see :class:`SegmentationDataset`.
+        palette, on_error: see `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: if the root, a folder or the list is missing.
@@ -95,10 +95,10 @@ class VOC12(VOCLayout):
         root: the folder VOC2012, or its parent VOCdevkit.
         split: train (1464 images), val (1449), trainval (2913) or test (1456, without labels); train_aug (10582) and
             trainval_aug, with the labels of Hariharan et al., ICCV 2011, in SegmentationClassAug.
-        on_error: see :class:`SegmentationDataset`.
+        on_error: see `SegmentationDataset`.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`VOCLayout`; ValueError also for another split.
+        FileNotFoundError, ValueError: as `VOCLayout`; ValueError also for another split.
     """
 
     SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug")
@@ -136,7 +136,7 @@ class Folder(FileDataset):
             `label_values` says; None where there are none, for prediction.
         classes: names of the classes, in the order of their numbers.
         list: a text file with one image name a line, with or without its ending; default all images, sorted.
-        palette, on_error: see :class:`SegmentationDataset`.
+        palette, on_error: see `SegmentationDataset`.
         ignore_index: the value, in the label files, of pixels of which nothing is known. In samples it is 255, as it
             may be in the files too. None: every pixel is known, and 255 is a value like others.
         label_values: the class, or None for pixels of which nothing is known, of each value in the label files:
@@ -203,7 +203,7 @@ class Folder(FileDataset):
 
 
 def _meanings(classes: int, ignore_index: int | None, label_values: Mapping[int, int | None] | None) -> LabelValues:
-    """What each value of a label file stands for, of so many classes; see :class:`Folder`."""
+    """What each value of a label file stands for, of so many classes; see `Folder`."""
     ignored = {} if ignore_index is None else {checked_count("ignore_index", ignore_index, 0): None, IGNORED: None}
     if label_values is None:
         return LabelValues({**{k: k for k in range(classes)}, **ignored})

@@ -170,7 +170,7 @@ def header_problems(
     """What is wrong with files that are missing, are no pictures by their headers, or differ in size; decodes nothing.
 
     Args:
-        dataset, workers, progress: as of :func:`examine`.
+        dataset, workers, progress: as of `examine`.
     """
     problems = []
     for done, (_, error) in enumerate(read(_Headers(dataset), range(len(dataset)), workers), 1):

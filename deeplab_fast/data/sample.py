@@ -61,14 +61,14 @@ class SegmentationDataset(Dataset):
         classes: names of the classes, in the order of their numbers; 1 to 255 of them.
         palette: colours of the classes, uint8 (n, 3) with n <= 256; what is missing is filled from VOC's palette.
         on_error: what happens to a sample with a missing, unreadable or wrong file. "raise": its error is raised.
-            "skip": a :class:`Problem` is returned in place of the sample, and reported.
+            "skip": a `Problem` is returned in place of the sample, and reported.
 
     Attributes:
         names, classes, num_classes, palette: as above; palette is uint8 (256, 3).
         ignore_index: 255, the label of pixels of which nothing is known.
         never_labelled: classes that no label of the set holds, as is known.
         problems: messages of the samples that could not be read, one a sample. In a worker process of a DataLoader
-            nobody would see them, so there the main process calls :meth:`report` with the problems it was given.
+            nobody would see them, so there the main process calls `report` with the problems it was given.
 
     Raises:
         TypeError, ValueError: if classes, palette or on_error are not as above.
@@ -152,7 +152,7 @@ class SegmentationDataset(Dataset):
 
 
 class FileDataset(SegmentationDataset):
-    """A dataset of one image file and at most one label file a sample; see :class:`SegmentationDataset`.
+    """A dataset of one image file and at most one label file a sample; see `SegmentationDataset`.
 
     Args:
         entries: the files.

@@ -82,7 +82,7 @@ class ShuffledSampler(Sampler):
 
 
 class Shard(SegmentationDataset):
-    """Every `world`-th sample of a dataset, from number `rank` on; see :func:`shard`."""
+    """Every `world`-th sample of a dataset, from number `rank` on; see `shard`."""
 
     def __init__(self, dataset: SegmentationDataset, rank: int, world: int):
         rank, world = checked_rank(rank, world)

@@ -39,15 +39,15 @@ ATTEMPTS = 30  # at placing an object, after which the picture goes without it
 
 
 class Shapes(VOCLayout):
-    """A set that :func:`write_shapes` wrote; see :class:`VOCLayout`.
+    """A set that `write_shapes` wrote; see `VOCLayout`.
 
     Args:
         root: its folder.
         split: train, val or trainval.
-        on_error: see :class:`SegmentationDataset`.
+        on_error: see `SegmentationDataset`.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`VOCLayout`.
+        FileNotFoundError, ValueError: as `VOCLayout`.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str, *, on_error: str = "raise"):
@@ -97,7 +97,7 @@ def write_shapes(
 
 
 def check_made_with(root: str | os.PathLike[str], **wanted: Any) -> None:
-    """Compare what the set in a folder was made with to arguments of :func:`write_shapes`.
+    """Compare what the set in a folder was made with to arguments of `write_shapes`.
 
     Raises:
         ValueError: if they differ.

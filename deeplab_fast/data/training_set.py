@@ -21,7 +21,7 @@ ATTEMPTS = 20
 
 
 class Crop(NamedTuple):
-    """One item of a :class:`TrainingSet`: image float32 (3, H, W), labels int64 (H, W), samples left out for it."""
+    """One item of a `TrainingSet`: image float32 (3, H, W), labels int64 (H, W), samples left out for it."""
 
     image: Tensor
     label: Tensor
@@ -29,7 +29,7 @@ class Crop(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Items of a :class:`TrainingSet` together.
+    """Items of a `TrainingSet` together.
 
     Attributes:
         images: float32 (N, 3, H, W).
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 
 class TrainingSet(Dataset):
-    """Augmented samples of a dataset, by (index, draw) pairs such as :class:`ShuffledSampler` gives.
+    """Augmented samples of a dataset, by (index, draw) pairs such as `ShuffledSampler` gives.
 
     What comes out depends on dataset, seed, index and draw alone, so that a training is the same with any number of
     workers, and after it was resumed. With the dataset's on_error="skip", a sample that cannot be read is replaced by
@@ -108,7 +108,7 @@ class TrainingSet(Dataset):
 
 
 def collate(items: Sequence[Crop]) -> Batch:
-    """Items of a :class:`TrainingSet` as a batch; for `collate_fn` of a DataLoader."""
+    """Items of a `TrainingSet` as a batch; for `collate_fn` of a DataLoader."""
     images = torch.stack([item.image for item in items])
     labels = torch.stack([item.label for item in items])
     return Batch(images, labels, tuple(problem for item in items for problem in item.problems))

@@ -60,7 +60,7 @@ class TrainingTransform:
         crop: side of the result, pixels.
         scales: to draw from; positive.
         flip: whether to mirror.
-        mean_bgr: mean colour; see :func:`to_network`.
+        mean_bgr: mean colour; see `to_network`.
         ignore_index: label of padded pixels.
 
     Raises:

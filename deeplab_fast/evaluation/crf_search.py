@@ -109,7 +109,7 @@ def search(
 
     Args:
         logits_dir: folder with `{name}.npy` or `{name}.npz`, scores of the set's images; see
-            :func:`deeplab_fast.scores.as_scores`.
+            `deeplab_fast.scores.as_scores`.
         dataset: a `deeplab_fast.data.SegmentationDataset` with labels.
         grid: values to try, by the parameters' names: pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, iterations.
         kind: of the scores: "logits", "probabilities", "sigmoid" or "auto".

@@ -86,7 +86,7 @@ def evaluate(
 
     Raises:
         DestinationError, OSError: before any work, for files that cannot or must not be written; see
-            :func:`deeplab_fast.files.check_destination`.
+            `deeplab_fast.files.check_destination`.
         TypeError, ValueError: for arguments that do not fit each other, and, with "raise", for unreadable images and
             labels outside the classes.
         MemoryError: as the predictor does, with "raise".

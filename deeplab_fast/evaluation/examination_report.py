@@ -159,9 +159,9 @@ def write(
 
     Args:
         found: by split.
-        problems: of :func:`problems_of`.
+        problems: of `problems_of`.
         json_file: for all that was found.
-        picture_file: for :func:`picture`.
+        picture_file: for `picture`.
 
     Returns:
         The paths written.

@@ -93,7 +93,7 @@ def predict(
 
     Args:
         predictor: the network, and the CRF behind it.
-        paths: image files and folders; see :func:`collect_images`.
+        paths: image files and folders; see `collect_images`.
         out: folder to write to; made if it is not there.
         overlay: also write photo, labels in colour and both on top of each other, side by side: True or "png" as PNG,
             "jpg" as JPEG.
@@ -109,7 +109,7 @@ def predict(
         FileNotFoundError: for a path that does not exist.
         ValueError: for images that cannot be read; before any work, for two images with one stem.
         DestinationError, OSError: before any work, for an output that cannot or must not be written; see
-            :func:`deeplab_fast.files.check_destination`.
+            `deeplab_fast.files.check_destination`.
         MemoryError: as the predictor does.
     """
     batching.check_batch_size(batch_size)
@@ -159,7 +159,7 @@ def _targets(
 
 
 class _Job:
-    """One call of :func:`predict`."""
+    """One call of `predict`."""
 
     def __init__(
         self,

@@ -120,7 +120,7 @@ class Predictor:
     def predict(
         self, images: Sequence[NDArray[np.uint8]], *, crf: bool = True, before_crf: bool = False, logits: bool = False
     ) -> list[Prediction]:
-        """As :meth:`labels`, and more of the same pass: labels before the CRF, and the network's own scores.
+        """As `labels`, and more of the same pass: labels before the CRF, and the network's own scores.
 
         With `crf=False` the CRF, if there is one, is left out.
         """
@@ -132,7 +132,7 @@ class Predictor:
         ]
 
     def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Probabilities of the classes, after the CRF where there is one; otherwise as :meth:`labels`.
+        """Probabilities of the classes, after the CRF where there is one; otherwise as `labels`.
 
         Returns:
             float32 (N, K, H, W), on the CPU.
@@ -196,7 +196,7 @@ class Predictor:
     # --- Memory ----------------------------------------------------------------------------------------------------
 
     def _run(self, images: Sequence[NDArray[np.uint8]], wanted: Sequence[str]) -> list[Maps]:
-        """:meth:`_pass`, in as large parts as memory has room for."""
+        """`_pass`, in as large parts as memory has room for."""
         if len(images) == 0:
             return []
         _check_images(images)

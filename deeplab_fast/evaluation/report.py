@@ -209,7 +209,7 @@ def _draw_confusion(axes: Axes, matrix: ConfusionMatrix, classes: Sequence[str],
 
 
 def report_files(folder: Path | str, name: str) -> list[Path]:
-    """The files that :func:`write_report` writes."""
+    """The files that `write_report` writes."""
     return [Path(folder) / f"{name}.json", Path(folder) / f"{name}.png"]
 
 
@@ -223,7 +223,7 @@ def write_report(
     title: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write `name.json` (see :func:`as_dict`, with the counts) and `name.png` (see :func:`picture`), both or neither.
+    """Write `name.json` (see `as_dict`, with the counts) and `name.png` (see `picture`), both or neither.
 
     Args:
         folder: to write to; made if it is not there.
@@ -254,7 +254,7 @@ def write_report(
 def write_comparison(
     folder: Path | str, before: Scores, after: Scores, classes: Sequence[str], extra: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write `evaluation.json`, the scores before and after the CRF, and `evaluation.svg` (see :func:`comparison`).
+    """Write `evaluation.json`, the scores before and after the CRF, and `evaluation.svg` (see `comparison`).
 
     Args:
         folder: to write to; made if it is not there.

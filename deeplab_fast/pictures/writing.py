@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def picture_writer(
     picture: NDArray[np.uint8], path: Path, palette: NDArray[np.uint8] | None = None
 ) -> Callable[[BinaryIO], None]:
-    """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of an RGB picture or, with a palette, of a label map.
+    """A writer, for `deeplab_fast.files.atomic_write_all`, of an RGB picture or, with a palette, of a label map.
 
     Raises:
         ValueError: if the path's ending names no picture format that can be written.
@@ -62,7 +62,7 @@ def save_labels(path: str | os.PathLike[str], labels: NDArray[Any], palette: NDA
 def labels_writer(
     labels: NDArray[Any], path: Path, palette: NDArray[np.uint8] | None = None
 ) -> Callable[[BinaryIO], None]:
-    """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of a palette PNG; otherwise as :func:`save_labels`."""
+    """A writer, for `deeplab_fast.files.atomic_write_all`, of a palette PNG; otherwise as `save_labels`."""
     if path.suffix.lower() != ".png":
         raise ArgumentError("path", path.name, "a name that ends in .png, as a palette picture's")
     if labels.size and (labels.min() < 0 or labels.max() > 255):

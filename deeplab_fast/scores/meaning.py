@@ -64,7 +64,7 @@ def as_scores(
         array: floating, (K, h, w), (h, w, K), either with a batch axis of length 1, or (h, w) for the probabilities of
             class 1 of two; h and w may be smaller than the image.
         size: of the image, (H, W).
-        kind: see :func:`probabilities_from_scores`.
+        kind: see `probabilities_from_scores`.
         layout: "khw", "hwk", or "auto": (K, h, w), unless `size`, `classes` and the values leave that open.
         classes: K, where it is known.
 
@@ -240,7 +240,7 @@ def _sum_to_one(scores: NDArray[Any], axis: int) -> bool:
 
 
 def _interpreted(scores: NDArray[Any], kind: str) -> ScoreMap:
-    """Scores (K, h, w) as what they are; see :func:`probabilities_from_scores`."""
+    """Scores (K, h, w) as what they are; see `probabilities_from_scores`."""
     if kind not in KINDS:
         raise ArgumentError("kind", kind, one_of(KINDS))
     notes: list[str] = []
@@ -279,7 +279,7 @@ def probabilities_from_scores(scores: ArrayLike, kind: str = "auto") -> NDArray[
         kind: "logits": a softmax over K is taken; a single channel is the logit of class 1 of two, that of class 0
             being 0. "probabilities": as they are, divided by their sums over K if these are not 1. "sigmoid": a single
             channel is the probability of class 1 of two; several are divided by their sums. "auto": see
-            :func:`score_kind`.
+            `score_kind`.
 
     Returns:
         float32 (K, H, W), K at least 2.

@@ -46,7 +46,7 @@ def read_array(path: Path, key: str | None = None) -> NDArray[Any]:
     """Read one array of a file; ``key`` names it where the file holds several.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, ValueError: as :func:`read_stored` does; ValueError also for a file that
+        FileNotFoundError, ModuleNotFoundError, ValueError: as `read_stored` does; ValueError also for a file that
             has the maps of some classes only.
     """
     stored = read_stored(path, key)
@@ -207,7 +207,7 @@ def read_scores(
     key: str | None = None,
     classes: int | None = None,
 ) -> ScoreMap:
-    """Read the scores of an image of size (H, W) from a file; see :func:`read_array` and :func:`as_scores`.
+    """Read the scores of an image of size (H, W) from a file; see `read_array` and `as_scores`.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as these do; the message names the file.

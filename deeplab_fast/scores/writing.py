@@ -21,7 +21,7 @@ WHEN = (1980, 1, 1, 0, 0, 0)  # for all files, so that the same arrays make the 
 
 
 def npz_writer(arrays: Mapping[str, NDArray[Any]]) -> Callable[[BinaryIO], None]:
-    """A writer, for :func:`deeplab_fast.files.atomic_write_all`, of a compressed `.npz` of arrays by name."""
+    """A writer, for `deeplab_fast.files.atomic_write_all`, of a compressed `.npz` of arrays by name."""
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -47,11 +47,11 @@ def half_logits(logits: NDArray[Any]) -> NDArray[np.float16]:
 def save_scores(path: str | os.PathLike[str], logits: NDArray[Any]) -> None:
     """Write a network's logits (K, h, w) as `.npz`, an array `logits` of float16, whole or not at all.
 
-    They are less each pixel's largest, as :func:`half_logits` says; `deeplab-fast crf` and `crf-eval` read them.
+    They are less each pixel's largest, as `half_logits` says; `deeplab-fast crf` and `crf-eval` read them.
     """
     atomic_write(path, scores_writer(logits))
 
 
 def scores_writer(logits: NDArray[Any]) -> Callable[[BinaryIO], None]:
-    """A writer of what :func:`save_scores` writes."""
+    """A writer of what `save_scores` writes."""
     return npz_writer({"logits": half_logits(logits)})

@@ -43,7 +43,7 @@ def _reason(error: BaseException) -> BaseException:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that :func:`save` wrote, on the CPU; no code in it is run.
+    """Read a checkpoint that `save` wrote, on the CPU; no code in it is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,7 +68,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo what has been drawn since :func:`random_state`."""
+    """Undo what has been drawn since `random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -78,7 +78,7 @@ def poly_factor(step: int, iterations: int, power: float = 0.9, every: int = 10)
 def poly_scheduler(
     optimizer: torch.optim.Optimizer, iterations: int, power: float = 0.9, every: int = 10
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A scheduler by :func:`poly_factor`; call its `step()` after each of the optimizer's."""
+    """A scheduler by `poly_factor`; call its `step()` after each of the optimizer's."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly_factor(step, iterations, power, every))
 
 

@@ -90,7 +90,7 @@ def train(
 
 
 class Trainer:
-    """What a training is made of; see :func:`train`."""
+    """What a training is made of; see `train`."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Trainer:
     # --- Training --------------------------------------------------------------------------------------------------
 
     def run(self, stop_after: int | None = None) -> TrainingResult:
-        """Train to the end; see :func:`train`."""
+        """Train to the end; see `train`."""
         for note in self.notes:
             self.display.note(note)
         end = self.recipe.iterations if stop_after is None else min(self.recipe.iterations, stop_after)

@@ -122,7 +122,7 @@ def refine_dataset(
             before their softmax, probabilities as they are; or pictures of labels. See
             `deeplab_fast.scores.read_stored` for files with the scores of some classes only.
         out: folder to write to; made if it is not there.
-        params: a preset by name, or :class:`CRFParameters`.
+        params: a preset by name, or `CRFParameters`.
         root: what paths in a list are relative to.
         labels: a folder of true labels, pictures by the images' names, 255 where there is none, or as `values` says:
             scores before and after are counted, of images that were there already, too.
@@ -188,7 +188,7 @@ def _check_numbers(jobs: int, threads: int, memory: float | None) -> None:
 
 
 class _Run:
-    """One call of :func:`refine_dataset`."""
+    """One call of `refine_dataset`."""
 
     def __init__(
         self,
