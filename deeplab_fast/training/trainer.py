@@ -41,7 +41,8 @@ class TrainingResult:
         step: steps done, with those before it was resumed.
         mean_iou: of the last evaluation; None if there was none.
         best_mean_iou: of the best checkpoint.
-        last, best: the checkpoints; `best` is None if there was no evaluation.
+        last: the newest checkpoint.
+        best: that with the best mean IoU; None if there was no evaluation.
     """
 
     step: int
