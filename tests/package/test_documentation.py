@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -21,7 +22,7 @@ from deeplab_fast.pydensecrf import densecrf as dcrf
 from deeplab_fast.pydensecrf import utils
 
 PERFORMANCE = ROOT / "docs" / "performance.md"
-WITHOUT_TORCH = {"README.md", "coming-from-pydensecrf.md", "refine-a-data-set.md", "troubleshooting.md"}
+WITHOUT_TORCH = {"coming-from-pydensecrf.md", "refine-a-data-set.md", "troubleshooting.md"}
 
 
 def page_id(page: Path) -> str:
@@ -136,7 +137,9 @@ def test_files_exist(page):
     assert not [name for name in named if not (ROOT / name).exists() and not made.search(name)]
 
 
+@functools.cache
 def hooks():
+    """docs/site_hooks.py, which mkdocs loads as it is here."""
     spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
