@@ -16,6 +16,7 @@ import typer
 from places import ROOT
 from typer.testing import CliRunner
 
+import deeplab_fast
 from bench import results, tables
 from deeplab_fast.commands import app
 from deeplab_fast.pydensecrf import densecrf as dcrf
@@ -122,6 +123,16 @@ def test_names_exist(page):
     text = page.read_text()
     names = set(re.findall(r"`(deeplab_fast(?:\.\w+)+)", text)) | set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
     assert not [name for name in sorted(names) if not exists(name)]
+
+
+def test_public_names_are_in_the_api():
+    pytest.importorskip("torch")
+    text = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    constants, former = {"CLIP", "PRESETS"}, {"densecrf"}
+    for module in ("deeplab_fast.nn", "deeplab_fast.crf"):
+        assert set(importlib.import_module(module).__all__) - constants - former <= documented
+    assert set(deeplab_fast._LAZY) <= documented
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=page_id)
