@@ -61,18 +61,24 @@ def fits(measurement: Measurement, patterns: Sequence[str]) -> bool:
 
 
 def _table(rows: list[Measurement]) -> str:
-    """A line a case; the peers' columns first; last, the fastest peer's figure divided by the best of ours."""
+    """A line a case; the peers' columns first; last, the fastest peer's figure divided by the best of ours.
+
+    Where results are meant to differ, and have a quality, there is no ratio, and a line a backend: there are many.
+    """
     backends = list(dict.fromkeys(row.backend for row in rows))
     backends = sorted(backends, key=lambda name: name.startswith(OURS))  # stable: otherwise as measured
     ops = {row.op for row in rows}
-    alike = all(row.quality is None for row in rows)  # else times of different results: no ratio
+    alike = all(row.quality is None for row in rows)
     headings = [name.replace("deeplab_fast", "ours") for name in backends]
-    lines = [["", *headings, *["ours is"] * alike], ["---", *["---:"] * (len(backends) + alike)]]
+    lines = [["", *headings, *["ours is"] * alike]]
     for _, of_case in itertools.groupby(sorted(rows, key=_natural), key=lambda row: (row.case, row.unit)):
         found = {row.backend: row for row in of_case}
         first = next(iter(found.values()))
         name = first.size if len(ops) == 1 else first.case
         lines.append([name, *(_cell(found.get(one)) for one in backends), *[_ratio(found)] * alike])
+    if not alike:
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
