@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deeplab_fast import _lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # name -> module that has it
 _LAZY = {
