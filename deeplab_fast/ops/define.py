@@ -50,7 +50,8 @@ def define(
         cpu, cuda: the kernels of these devices; by default the reference.
         takes: in place of both, where there is one compiled kernel for both, `{name}_kernel`: whether it takes the
             arguments, which the reference gets otherwise.
-        backward, setup_context: the gradient, as `torch.library.register_autograd` wants it.
+        backward, setup_context: the gradient, as `torch.library.register_autograd` wants it. An op that is a gradient
+            itself has none: asking for it raises an error, where torch would only warn, and give something.
     """
     if takes is not None:
         cpu = cuda = compiled(f"{name}_kernel", reference, takes)
@@ -61,9 +62,18 @@ def define(
         if kernel is not None:
             torch.library.impl(qualified, device, kernel)
     torch.library.register_fake(qualified, fake)
+    if backward is None and "_backward" in name:
+        backward = _no_second_derivative(name[: name.index("_backward")])
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     OPS[name] = getattr(torch.ops.deeplab_fast, name).default
+
+
+def _no_second_derivative(name: str) -> Callable:
+    def backward(*_: Any) -> None:
+        raise NotImplementedError(f"{name} has no second derivative")
+
+    return backward
 
 
 def compiled(kernel: str, reference: Callable, takes: Callable[..., bool]) -> Callable:
