@@ -5,6 +5,7 @@
 torch must be installed first for the torch ops to be built; without it, the torch-free dense CRF is built alone.
 Without a C++ compiler nothing is, the package installs all the same, and `deeplab-fast doctor` says what is missing.
 The environment variable CMAKE_ARGS has further options for CMake, for example -DDEEPLAB_FAST_CUDA=OFF.
+DEEPLAB_FAST_BUILD names CMake's folder: several Pythons that share it build once what they have in common.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ class CMakeBuild(build_ext):
 
         target = Path(self.get_ext_fullpath("deeplab_fast._densecrf")).resolve().parent
         target.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve()
+        build = Path(os.environ.get("DEEPLAB_FAST_BUILD", self.build_temp)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
+            "-U", "*Python*", "-U", "*PYTHON*",  # another Python's, where the folder is shared
             f"-DCMAKE_INSTALL_PREFIX={target}", f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DDEEPLAB_FAST_VERSION={version()}",
             *torch_options(), *shlex.split(os.environ.get("CMAKE_ARGS", "")),
@@ -78,7 +80,7 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja"]
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], check=True)
-        subprocess.run([cmake, "--install", str(build)], check=True)
+        subprocess.run([cmake, "--install", str(build), "--strip"], check=True)
 
     def get_outputs(self) -> list[str]:
         target = Path(self.get_ext_fullpath("deeplab_fast._densecrf")).parent
