@@ -15,12 +15,14 @@ CUDA_TORCH_TESTS ?= build/test_cuda_torch.py build/test_built_libraries.py build
   kernels/test_kernels_interpreter.py
 VENV := .venv
 BIN := $(VENV)/bin
+# Those that `make wheel` builds for; where none are named, all of 3.10 to 3.14 that are found.
+PYTHONS ?=
 INSTALLED := $(VENV)/.installed
 WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending)))
 
-.PHONY: demo test test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
+.PHONY: demo test wheel check-wheel test-wheel test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
 
 install: $(INSTALLED)
 
@@ -48,6 +50,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# What an index would serve: a wheel a Python, for glibc 2.28 and later, in dist/.
+wheel: $(INSTALLED)
+	$(BIN)/python release/build_wheels.py $(PYTHONS)
 
 # In a CUDA build of torch (5.5 GB), with a GPU or without: the libraries load as they are, and the ops' tests pass.
 test-cuda-torch: $(WHEEL)
