@@ -55,6 +55,17 @@ test: $(INSTALLED)
 wheel: $(INSTALLED)
 	$(BIN)/python release/build_wheels.py $(PYTHONS)
 
+# A wheel in an environment with no compiler on PATH: first without torch, then with TORCH and the extra `train`.
+WHEEL_VENV := build/wheels/installed
+test-wheel:
+	test -n "$$(ls dist/*.whl)"
+	rm -rf $(WHEEL_VENV) && $(or $(firstword $(PYTHONS)),$(PYTHON)) -m venv $(WHEEL_VENV)
+	cp tests/build/test_installed.py $(WHEEL_VENV)
+	for what in "deeplab-fast" "$(TORCH) deeplab-fast[train]"; do \
+	  $(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary deeplab-fast --find-links dist pytest $$what && \
+	  (cd $(WHEEL_VENV) && PATH=$$PWD/bin bin/python -m pytest --noconftest --rootdir . -c /dev/null test_installed.py) || exit 1; \
+	done
+
 # In a CUDA build of torch (5.5 GB), with a GPU or without: the libraries load as they are, and the ops' tests pass.
 test-cuda-torch: $(WHEEL)
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
