@@ -20,7 +20,7 @@ PYTHONS ?=
 INSTALLED := $(VENV)/.installed
 WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
-CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending)))
+CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending) release/*.$(ending)))
 
 .PHONY: demo test wheel check-wheel test-wheel test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
 
@@ -54,6 +54,10 @@ test: $(INSTALLED)
 # What an index would serve: a wheel a Python, for glibc 2.28 and later, in dist/.
 wheel: $(INSTALLED)
 	$(BIN)/python release/build_wheels.py $(PYTHONS)
+	$(BIN)/python release/check_wheels.py dist/*.whl
+
+check-wheel: $(INSTALLED)
+	$(BIN)/python release/check_wheels.py dist/*.whl
 
 # A wheel in an environment with no compiler on PATH: first without torch, then with TORCH and the extra `train`.
 WHEEL_VENV := build/wheels/installed

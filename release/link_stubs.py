@@ -18,7 +18,7 @@ from pathlib import Path
 
 # manylinux_2_28's: glibc 2.28, and GCC 8's libstdc++.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
-# What the linker calls them, and what the loader does. Empty ones of newer glibcs are in libc; older systems have them apart.
+# What the linker calls them, and what the loader does. Newer glibcs have some in libc, which older ones have apart.
 LIBRARIES = {
     "libc": "libc.so.6",
     "libm": "libm.so.6",
@@ -37,11 +37,14 @@ def numbers(version: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(part) for part in rest.split(".")) if re.fullmatch(r"[\d.]+", rest) else ()
 
 
+def output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def symbols(library: str) -> dict[str, tuple[str, str]]:
     """Of each name: the newest version up to the limit, and the type."""
-    listing = subprocess.run(["readelf", "--dyn-syms", "-W", library], capture_output=True, text=True, check=True).stdout
     found: dict[str, tuple[str, str]] = {}
-    for line in listing.splitlines():
+    for line in output_of("readelf", "--dyn-syms", "-W", library).splitlines():
         match = SYMBOL.search(line)
         if match is None:
             continue
@@ -59,7 +62,7 @@ def write_stub(library: str, soname: str, folder: Path, compiler: str) -> None:
     for name, (version, kind) in sorted(symbols(library).items()):
         section, type_ = {"OBJECT": ("data", "object"), "TLS": ("tdata", "tls_object")}.get(kind, ("text", "function"))
         flags = ',"awT",%progbits' if section == "tdata" else ""
-        code.append(f".section .{section}{flags}\n.globl {name}\n.type {name}, %{type_}\n{name}: .zero 8\n.size {name}, 8")
+        code.append(f".section .{section}{flags}\n.globl {name}\n.type {name}, %{type_}\n{name}: .zero 8")
         versions[version].append(name)
     source, script = folder / f"{soname}.s", folder / f"{soname}.map"
     source.write_text("\n".join(code) + "\n")
@@ -75,7 +78,7 @@ def main(folder: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
 
     def located(name: str) -> str:
-        return subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        return output_of(compiler, f"-print-file-name={name}").strip()
 
     loader = LOADERS[os.uname().machine]
     for soname in [*LIBRARIES.values(), loader]:
@@ -85,7 +88,9 @@ def main(folder: Path) -> None:
         link.unlink(missing_ok=True)
         if name == "libc":  # some functions are only in an archive, and one that compilers call is in the loader
             archive = located("libc_nonshared.a")
-            link.write_text(f"GROUP ( {folder.resolve() / soname} {archive} AS_NEEDED ( {folder.resolve() / loader} ) )\n")
+            link.write_text(
+                f"GROUP ( {folder.resolve() / soname} {archive} AS_NEEDED ( {folder.resolve() / loader} ) )\n"
+            )
         else:
             link.symlink_to(soname)
 

@@ -25,7 +25,9 @@ void exception_ptr_release(void* self) {
 }
 
 namespace std {
-void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+void __throw_bad_array_new_length() {
+  throw bad_array_new_length();
+}
 
 template basic_stringstream<char>::basic_stringstream();
 template basic_ostringstream<char>::basic_ostringstream();
