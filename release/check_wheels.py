@@ -18,27 +18,21 @@ from link_stubs import NEWEST, numbers, output_of
 
 LARGEST = 8e6  # bytes
 CUDA_LIBRARY = "libdeeplab_fast_cuda.so"
-# torch's C functions that the libraries may call, all of torch 2.10; CONSTANTS are functions that return an enumerator.
-CONSTANTS = r"aoti_torch_(dtype|layout|device_type|memory_format)_\w+"
-TORCH = set(
-    """
-    aoti_torch_abi_version aoti_torch_delete_library_object aoti_torch_delete_tensor_object aoti_torch_get_dim
-    aoti_torch_get_dtype aoti_torch_get_numel aoti_torch_get_size aoti_torch_get_stride aoti_torch_is_contiguous
-    aoti_torch_library_init_impl aoti_torch_new_tensor_handle aoti_torch_new_uninitialized_tensor
-    torch_call_dispatcher torch_delete_list torch_get_const_data_ptr torch_get_mutable_data_ptr
-    torch_get_num_threads torch_library_impl torch_list_get_item torch_list_push_back torch_list_size
-    torch_new_list_reserve_size torch_parallel_for
-    """.split()
+# torch's C functions that the libraries may call, all of torch 2.10.
+TORCH = (
+    r"aoti_torch_(dtype|layout|device_type|memory_format)_\w+"  # return an enumerator
+    r"|aoti_torch_(abi_version|library_init_impl|delete_library_object)"
+    r"|aoti_torch_(new_tensor_handle|new_uninitialized_tensor|delete_tensor_object)"
+    r"|aoti_torch_(get_dim|get_dtype|get_numel|get_size|get_stride|is_contiguous)"
+    r"|torch_(library_impl|call_dispatcher|get_const_data_ptr|get_mutable_data_ptr|get_num_threads|parallel_for)"
+    r"|torch_(new_list_reserve_size|delete_list|list_size|list_get_item|list_push_back)"
 )
 # These are not in a CPU build of torch.
-TORCH_CUDA = set(
-    """
-    aoti_torch_create_device_guard aoti_torch_delete_device_guard aoti_torch_get_current_cuda_stream
-    aoti_torch_get_device_index aoti_torch_get_device_type torch_c10_cuda_check_msg
-    torch_c10_cuda_free_error_msg
-    """.split()
+TORCH_CUDA = (
+    r"aoti_torch_(get_device_type|get_device_index|create_device_guard|delete_device_guard|get_current_cuda_stream)"
+    r"|torch_c10_cuda_(check_msg|free_error_msg)"
 )
-COMPILERS = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+COMPILERS = r"_ITM_(de)?registerTMCloneTable|__gmon_start__"
 # By name, since Python opens torch's libraries locally.
 NEEDED = {
     "_densecrf": set(),
@@ -56,11 +50,11 @@ def dynamic_symbols(library: Path, which: str) -> list[str]:
 
 def foreign_symbols(library: Path) -> list[str]:
     """Symbols that a library takes from others than the system and Python, and that are not allowed."""
+    allowed = f"{COMPILERS}|_?Py\\w+" if library.name.startswith("_densecrf") else f"{COMPILERS}|{TORCH}"
+    if library.name == CUDA_LIBRARY:
+        allowed += f"|{TORCH_CUDA}"
     undefined = [name for name in dynamic_symbols(library, "undefined") if "@" not in name]
-    if library.name.startswith("_densecrf"):
-        return [name for name in undefined if name not in COMPILERS and not re.match("_?Py", name)]
-    allowed = TORCH | COMPILERS | (TORCH_CUDA if library.name == CUDA_LIBRARY else set())
-    return [name for name in undefined if name not in allowed and not re.fullmatch(CONSTANTS, name)]
+    return [name for name in undefined if not re.fullmatch(allowed, name)]
 
 
 def newest_versions(library: Path) -> dict[str, tuple[int, ...]]:

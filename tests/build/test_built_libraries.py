@@ -79,15 +79,8 @@ def test_only_headers_of_the_stable_abi_are_included(tmp_path: Path):
     assert named
     source, include = tmp_path / "door.cpp", Path(torch.__file__).parent / "include"
     source.write_text("\n".join(named))
-    command = [
-        "c++",
-        "-std=c++20",
-        "-M",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        "-isystem",
-        str(include),
-        str(source),
-    ]
+    options = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
+    command = ["c++", "-M", *options, str(source)]
     read = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     headers = [Path(name).relative_to(include).as_posix() for name in read if Path(name).is_relative_to(include)]
     stable = re.compile(r"torch/(headeronly|csrc/stable|csrc/inductor/aoti_torch/(c|generated))/")
