@@ -17,12 +17,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Those that `make wheel` builds for; where none are named, all of 3.10 to 3.14 that are found.
 PYTHONS ?=
+NVCC ?= 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
 INSTALLED := $(VENV)/.installed
 WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending) release/*.$(ending)))
 
-.PHONY: demo test wheel check-wheel test-wheel test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
+.PHONY: demo test wheel wheel-in-container wheel-tools check-wheel test-wheel test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
 
 install: $(INSTALLED)
 
@@ -56,7 +57,19 @@ wheel: $(INSTALLED)
 	$(BIN)/python release/build_wheels.py $(PYTHONS)
 	$(BIN)/python release/check_wheels.py dist/*.whl
 
-check-wheel: $(INSTALLED)
+# The same for other machines, too, in containers with an older system (needs docker or podman); pyproject.toml says how.
+wheel-in-container: $(VENV)/.dependencies
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cibuildwheel>=3.2'
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
+# What they build with: of torch only what it needs to be compiled against, and nvcc.
+wheel-tools:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ninja cmake $(NVCC)
+
+check-wheel:
+	test -x $(BIN)/auditwheel || $(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel
 	$(BIN)/python release/check_wheels.py dist/*.whl
 
 # A wheel in an environment with no compiler on PATH: first without torch, then with TORCH and the extra `train`.
