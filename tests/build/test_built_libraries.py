@@ -16,6 +16,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiled import require_built  # noqa: E402
+
 from deeplab_fast import _native  # noqa: E402
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -92,8 +94,7 @@ def library(request: pytest.FixtureRequest) -> Path:
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("there is no nm or no readelf")
     path = _native.LIBRARIES[request.param]
-    if not path.exists():  # it is optional: a machine may have no compiler, or no nvcc
-        pytest.skip(f"{path.name} is not built")
+    require_built(path)
     return path
 
 
