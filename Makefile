@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Those that `make wheel` builds for; where none are named, all of 3.10 to 3.14 that are found.
 PYTHONS ?=
-NVCC ?= 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+NVCC ?= $(foreach part,nvcc runtime cccl crt,'nvidia-cuda-$(part)==13.0.*') 'nvidia-nvvm==13.0.*'
 INSTALLED := $(VENV)/.installed
 WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
@@ -67,6 +67,7 @@ wheel-tools:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ninja cmake $(NVCC)
+	for cuda in $(VENV)/lib/python3*/site-packages/nvidia/cu13; do ln -sfn lib $$cuda/lib64; done  # where nvcc looks
 
 check-wheel:
 	test -x $(BIN)/auditwheel || $(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel
