@@ -38,11 +38,13 @@ def random(*shape: int) -> np.ndarray:
 
 
 def test_what_is_imported_is_what_is_installed():
+    assert _densecrf.build_info()["version"] == deeplab_fast.__version__
     distribution = metadata.distribution("deeplab-fast")
-    assert distribution.version == deeplab_fast.__version__ == _densecrf.build_info()["version"]
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if not origin.get("dir_info", {}).get("editable"):
-        assert Path(deeplab_fast.__file__).samefile(distribution.locate_file("deeplab_fast/__init__.py"))
+    folder = Path(deeplab_fast.__file__).parent
+    if folder.parent.name == "site-packages" and not origin.get("dir_info", {}).get("editable"):
+        assert distribution.version == deeplab_fast.__version__
+        assert folder.samefile(distribution.locate_file("deeplab_fast"))
 
 
 # --- on numpy --------------------------------------------------------------------------------------------------------
