@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from places import INSTRUCTION_SETS, CSRC, NATIVE
+from places import CSRC, INSTRUCTION_SETS, NATIVE
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
