@@ -37,7 +37,9 @@ void each_group(int64_t images, int64_t points, int dimensions, Body&& body) {
 
 // --- permutohedral_filter ------------------------------------------------------------------------------------------
 
-Tensor filter_maps(const Tensor& values, const Tensor& features, bool reverse) {
+// filter(vertices, rows, alpha) has the rows of some images' points filtered, in place.
+template <class Filter>
+Tensor filter_rows_of(const Tensor& values, const Tensor& features, Filter&& filter) {
   check_features(features, values, "values");
   const OnDevice on_device(values, {features});
   const Tensor input = to_float(values, "values"), positions = to_float(features, "features");
@@ -54,12 +56,25 @@ Tensor filter_maps(const Tensor& values, const Tensor& features, bool reverse) {
     stream.launch(size, rows_of_maps_kernel<float>, images, channels, shape.points, 1.0f,
                   input.const_data_ptr<float>() + offset, rows.data);
     VertexRowsOnDevice<CudaStream, float> vertices(stream, lattice.view(), channels);
-    vertices.filter(static_cast<const float*>(rows.data), nullptr, reverse);
-    vertices.slice(lattice.alpha(), nullptr, false, rows.data);
+    filter(vertices, rows.data, lattice.alpha());
     stream.launch(size, maps_of_rows_kernel<float>, images, channels, shape.points, rows.data,
                   out.mutable_data_ptr<float>() + offset);
   });
   return from_float(out, values.scalar_type());
+}
+
+Tensor filter_maps(const Tensor& values, const Tensor& features, bool reverse) {
+  return filter_rows_of(values, features, [&](auto& vertices, float* rows, float alpha) {
+    vertices.filter(static_cast<const float*>(rows), nullptr, reverse);
+    vertices.slice(alpha, nullptr, false, rows);
+  });
+}
+
+// (A + A') values, on one lattice.
+Tensor filter_both_ways(const Tensor& values, const Tensor& features) {
+  return filter_rows_of(values, features, [](auto& vertices, float* rows, float alpha) {
+    vertices.filter_both_ways(static_cast<const float*>(rows), alpha, rows);
+  });
 }
 
 Tensor filter_backward(const Tensor& grad, const Tensor& values, const Tensor& features, bool reverse) {
@@ -257,6 +272,7 @@ std::vector<Tensor> dense_crf_backward(const Tensor& grad, const Tensor& unary, 
 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CUDA, m) {
   m.impl("permutohedral_filter_kernel", TORCH_BOX(&filter_maps));
+  m.impl("permutohedral_filter_both_ways_cuda", TORCH_BOX(&filter_both_ways));
   m.impl("permutohedral_filter_backward_features_kernel", TORCH_BOX(&filter_backward));
   m.impl("dense_crf_kernel", TORCH_BOX(&dense_crf));
   m.impl("dense_crf_history_kernel", TORCH_BOX(&dense_crf_history));

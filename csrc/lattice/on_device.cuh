@@ -157,34 +157,57 @@ class VertexRowsOnDevice {
   // Splats rows of points, times a factor of each point if there is one, and blurs them.
   template <class Source>
   void filter(const Source* source, const float* factor, bool reverse) {
-    const int group = group_of(labels_);
-    const int64_t blocks = (labels_ + group - 1) / group;
-    device_.launch(pieces_of(lattice_) * blocks * group, splat_kernel<Source, Row>, lattice_, labels_, factor, source,
-                   rows_[0].data, carried_.data);
-    device_.launch((pieces_of(lattice_) + lattice_.images * lattice_.corners) * labels_,
-                   add_carried_kernel<Source, Row>, lattice_, labels_, factor, source, rows_[0].data,
-                   static_cast<const float*>(carried_.data));
-    for (int i = 0; i < lattice_.corners; ++i) {
-      const int axis = reverse ? lattice_.corners - 1 - i : i;
-      device_.launch(lattice_.capacity * group, blur_kernel<Row>, lattice_, axis, labels_,
-                     static_cast<const Row*>(rows_[0].data), rows_[1].data);
-      std::swap(rows_[0], rows_[1]);
+    splat(source, factor, rows_[1].data);
+    blur(rows_[1].data, reverse);
+  }
+
+  // out = scale * (A + A') source, of rows of points: splatted once. `out` may be `source`.
+  template <class Source>
+  void filter_both_ways(const Source* source, float scale, float* out) {
+    const auto splatted = device_.template make<Row>(lattice_.capacity * labels_);
+    splat(source, nullptr, splatted.data);
+    for (const bool reverse : {false, true}) {
+      blur(splatted.data, reverse);
+      slice(scale, nullptr, reverse, out);
     }
   }
 
   void slice(float scale, const float* factor, bool add, float* out) const {
     device_.launch(lattice_.all_points() * group_of(labels_), slice_kernel<Row>, lattice_, labels_, scale, factor,
-                   static_cast<const Row*>(rows_[0].data), add, out);
+                   filtered_, add, out);
   }
 
-  const Row* filtered() const { return rows_[0].data; }
+  const Row* filtered() const { return filtered_; }
 
  private:
+  template <class Source>
+  void splat(const Source* source, const float* factor, Row* to) {
+    const int group = group_of(labels_);
+    const int64_t blocks = (labels_ + group - 1) / group;
+    device_.launch(pieces_of(lattice_) * blocks * group, splat_kernel<Source, Row>, lattice_, labels_, factor, source,
+                   to, carried_.data);
+    device_.launch((pieces_of(lattice_) + lattice_.images * lattice_.corners) * labels_,
+                   add_carried_kernel<Source, Row>, lattice_, labels_, factor, source, to,
+                   static_cast<const float*>(carried_.data));
+  }
+
+  // Axis after axis, to and fro between both arrays; `from` may be the second.
+  void blur(const Row* from, bool reverse) {
+    for (int i = 0; i < lattice_.corners; ++i) {
+      Row* to = rows_[i % 2].data;
+      device_.launch(lattice_.capacity * group_of(labels_), blur_kernel<Row>, lattice_,
+                     reverse ? lattice_.corners - 1 - i : i, labels_, from, to);
+      from = to;
+    }
+    filtered_ = from;
+  }
+
   Device& device_;
   const DeviceLattice& lattice_;
   int labels_;
   DeviceArray<Row> rows_[2];
   DeviceArray<float> carried_;
+  const Row* filtered_ = nullptr;
 };
 
 // The gradient of filtering to features, from rows of the gradient and of the values.

@@ -6,9 +6,10 @@ brings: the filtering for the gradient is done together with that for the energy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deeplab_fast import reference
@@ -44,14 +45,29 @@ def pairwise_energy(values: Tensor, features: Tensor, inside: Tensor | None = No
     return energy
 
 
-def _filter(values: Tensor, features: Tensor, reverse: bool) -> Tensor:
-    """By compiled kernels where there are any: a GPU has those of the filter."""
-    return OPS["permutohedral_filter"](values, features, reverse)
-
-
 def _reference(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
-    energy, gradient = reference.pairwise_energy(values.to(sum_dtype(values)), features, inside, factor, _filter)
+    return _energy(values, features, inside, factor)
+
+
+def _cuda(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
+    """The filtering by a kernel; the passes over pixels before and after are torch's."""
+    takes = kernel_takes(values, [features], inside)
+    return _energy(values, features, inside, factor, _both_ways_cuda if takes else None)
+
+
+def _energy(
+    values: Tensor,
+    features: Tensor,
+    inside: Tensor | None,
+    factor: float,
+    both_ways: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    energy, gradient = reference.pairwise_energy(values.to(sum_dtype(values)), features, inside, factor, both_ways)
     return energy, gradient.contiguous()
+
+
+def _both_ways_cuda(values: Tensor, features: Tensor) -> Tensor:
+    return torch.ops.deeplab_fast.permutohedral_filter_both_ways_cuda.default(values, features)
 
 
 def _reference_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: float) -> Tensor:
@@ -96,6 +112,7 @@ define(
         _reference,
         lambda values, features, inside, factor: kernel_takes(values, [features], inside),
     ),
+    cuda=_cuda,
     setup_context=_setup_context,
     backward=_backward,
 )

@@ -35,11 +35,12 @@ upsample_softmax(Tensor logits, SymInt height, SymInt width) -> Tensor
 upsample_softmax_backward(Tensor grad, Tensor out, SymInt height, SymInt width) -> Tensor
 """
 
-# Compiled kernels, of a CPU and (those without _cpu in the name) of a GPU: csrc/doors has a host function for each.
+# Compiled kernels, of a CPU and a GPU, or of the one in the name: csrc/doors has a host function for each.
 COMPILED = """
 permutohedral_filter_kernel(Tensor values, Tensor features, bool reverse=False) -> Tensor
 permutohedral_filter_backward_features_kernel(Tensor grad, Tensor values, Tensor features, bool reverse=False)
   -> Tensor
+permutohedral_filter_both_ways_cuda(Tensor values, Tensor features) -> Tensor
 dense_crf_kernel(Tensor unary, Tensor[] features, Tensor[] compat, int iterations, int[] normalization,
   float collapse=0.) -> Tensor
 dense_crf_history_kernel(Tensor unary, Tensor[] features, Tensor[] compat, int iterations, int[] normalization)

@@ -21,7 +21,7 @@ def pairwise_energy(
     features: Tensor,
     inside: Tensor | None = None,
     factor: float = 1.0,
-    lattice_filter: Callable[..., Tensor] = permutohedral_filter,
+    both_ways: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sum_c S_cᵀ A S_c of every image, with S = inside · scaled(values) and A the permutohedral filter; its gradient.
 
@@ -30,16 +30,20 @@ def pairwise_energy(
         features: (N, D, h, w), h = int(H·factor) and w likewise.
         inside: (N, 1, h, w), or None for 1.
         factor: by which values are resized, bilinearly.
-        lattice_filter: as the function `permutohedral_filter` here.
+        both_ways: what computes (A + Aᵀ) S from S and features, instead of two filterings here.
 
     Returns:
         The energies (N,), and the gradient to scaled(values), inside · (A + Aᵀ) S, (N, C, h, w).
     """
     S = scaled(values, factor)
     S = S if inside is None else S * inside
-    both = lattice_filter(S, features, False) + lattice_filter(S, features, True)
+    both = (both_ways or _both_ways)(S, features)
     energy = torch.linalg.vecdot(S.flatten(1), both.flatten(1)) / 2  # Sᵀ(A + Aᵀ)S is twice SᵀAS
     return energy, both if inside is None else both * inside
+
+
+def _both_ways(S: Tensor, features: Tensor) -> Tensor:
+    return permutohedral_filter(S, features) + permutohedral_filter(S, features, reverse=True)
 
 
 def pairwise_energy_backward(grad: Tensor, gradient: Tensor, size: Sequence[int], factor: float) -> Tensor:

@@ -68,7 +68,12 @@ def test_under_address_sanitizer():
         os.environ, CRF_CUDA_FLAGS="-fsanitize=address -g", LD_PRELOAD=" ".join(libraries),
         ASAN_OPTIONS="detect_leaks=0:use_sigaltstack=0:detect_stack_use_after_return=0",
     )  # fmt: skip
-    chosen = ["test_gradients[mixed_kernels-1]", "test_mean_field[one_pixel]", "test_filter[image-True]"]
+    chosen = [
+        "test_gradients[mixed_kernels-1]",
+        "test_mean_field[one_pixel]",
+        "test_filter[image-True]",
+        "test_pairwise_energy",
+    ]
     arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     result = subprocess.run(
         [*arguments, *(f"{__file__}::{name}" for name in chosen)], env=environment, capture_output=True, text=True
@@ -182,28 +187,51 @@ def test_features_that_are_not_valid(value: float, status: int, capturing: bool,
 # --- The filter ----------------------------------------------------------------------------------------------------
 
 
+def filter_on_host(
+    kernels: ctypes.CDLL, values: Tensor, features: Tensor, way: int, grad: Tensor | None = None
+) -> Tensor:
+    """Ways: A, its adjoint, or A + Aᵀ; with a gradient, that to the features."""
+    values, features = values.float().contiguous(), features.float().contiguous()
+    out = torch.empty_like(values if grad is None else features)
+    status = kernels.filter(
+        pointer(values), pointer(grad), pointer(features), values.shape[1], features.shape[1],
+        ctypes.c_int64(values.shape[0]), ctypes.c_int64(values[0, 0].numel()), way, pointer(out),
+    )  # fmt: skip
+    assert status == 0
+    return out
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sample", FILTERS, ids=by_name)
 def test_filter(sample: FilterSample, reverse: bool, kernels: ctypes.CDLL):
-    values, features = (tensor.float().contiguous() for tensor in sample.inputs())
+    values, features = (tensor.float() for tensor in sample.inputs())
     grad = random(8, *values.shape)
-    images, channels, points = values.shape[0], values.shape[1], values[0, 0].numel()
-
-    def call(grad: Tensor | None, out: Tensor) -> Tensor:
-        status = kernels.filter(
-            pointer(values), pointer(grad), pointer(features), channels, features.shape[1], ctypes.c_int64(images),
-            ctypes.c_int64(points), reverse, pointer(out),
-        )  # fmt: skip
-        assert status == 0
-        return out.double()
-
     exact = reference.permutohedral_filter(values.double(), features, reverse)
-    torch.testing.assert_close(
-        call(None, torch.empty_like(values)), exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item()
-    )
+    result = filter_on_host(kernels, values, features, int(reverse)).double()
+    torch.testing.assert_close(result, exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
     exact = reference.permutohedral_filter_backward_features(grad.double(), values.double(), features, reverse).double()
-    result = call(grad, torch.empty_like(features))
+    result = filter_on_host(kernels, values, features, int(reverse), grad)
     assert (result - exact).abs().max() <= 1e-4 * exact.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("sample", FILTERS, ids=by_name)
+def test_both_ways_on_one_lattice_are_one_way_and_the_other(sample: FilterSample, kernels: ctypes.CDLL):
+    values, features = sample.inputs()
+    there, back, both = (filter_on_host(kernels, values, features, way) for way in range(3))
+    torch.testing.assert_close(both, there + back, rtol=1e-6, atol=1e-6 * both.abs().max().item())
+
+
+def test_pairwise_energy(kernels: ctypes.CDLL):
+    """As the op puts it together on a GPU, beside the CPU's kernel."""
+    values, features = random(0, 2, 21, 33, 26), 4 * random(1, 2, 5, 16, 13)
+    inside = (random(2, 2, 1, 16, 13) > 0.3).float()
+    results = reference.pairwise_energy(
+        values, features, inside, 0.5, lambda S, features: filter_on_host(kernels, S, features, way=2)
+    )
+    for result, expected in zip(
+        results, torch.ops.deeplab_fast.pairwise_energy(values, features, inside, 0.5), strict=True
+    ):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 # --- Mean field ----------------------------------------------------------------------------------------------------

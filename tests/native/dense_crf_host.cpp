@@ -129,9 +129,10 @@ int lattice(const float* features, int dimensions, int64_t images, int64_t point
   });
 }
 
-// Maps (images, channels, points); grad null: filtered values; else the gradient to the features.
+// Maps (images, channels, points); grad null: filtered values, by A, by A' (way 1), or by A + A' (way 2); else the
+// gradient of the first two to the features.
 int filter(const float* values, const float* grad, const float* features, int channels, int dimensions, int64_t images,
-           int64_t points, bool reverse, float* out) {
+           int64_t points, int way, float* out) {
   return status_of([&] {
     Host host;
     const LatticeOnDevice<Host> lattice(host, features, dimensions, images, points);
@@ -140,8 +141,12 @@ int filter(const float* values, const float* grad, const float* features, int ch
     host.launch(1, rows_of_maps_kernel<float>, images, channels, points, 1.0f, values, rows.data);
     if (grad == nullptr) {
       VertexRowsOnDevice<Host, float> vertices(host, lattice.view(), channels);
-      vertices.filter(static_cast<const float*>(rows.data), nullptr, reverse);
-      vertices.slice(lattice.alpha(), nullptr, false, rows.data);
+      if (way == 2) {
+        vertices.filter_both_ways(static_cast<const float*>(rows.data), lattice.alpha(), rows.data);
+      } else {
+        vertices.filter(static_cast<const float*>(rows.data), nullptr, way == 1);
+        vertices.slice(lattice.alpha(), nullptr, false, rows.data);
+      }
       host.launch(1, maps_of_rows_kernel<float>, images, channels, points, rows.data, out);
       return;
     }
@@ -149,7 +154,7 @@ int filter(const float* values, const float* grad, const float* features, int ch
     auto weights = host.make<float>(lattice.view().entries);
     host.fill_bytes(weights.data, 0, weights.size * sizeof(float));
     filter_backward_features(host, lattice, channels, static_cast<const float*>(grad_rows.data),
-                             static_cast<const float*>(rows.data), reverse, weights.data);
+                             static_cast<const float*>(rows.data), way == 1, weights.data);
     lattice.weights_to_features(weights.data, out);
   });
 }
