@@ -10,7 +10,7 @@ LOWEST_TESTS ?= commands/test_cli.py commands/test_cli_errors.py commands/test_c
 LOWEST_TORCH_TESTS ?= commands/test_cli_system*.py package/test_config.py data models/test_models.py models/test_weights.py models/test_caffe.py \
   evaluation/test_evaluation*.py evaluation/test_metrics.py training/test_training_recipe.py convolution/test_a*.py lattice \
   crf/test_dense_crf.py upsample/test_upsample.py nn/test_nn_dense_crf.py patching/test_patch.py
-CUDA_TORCH_TESTS ?= build/test_cuda_torch.py build/test_built_libraries.py build/test_missing_kernels.py commands/test_doctor.py convolution \
+CUDA_TORCH_TESTS ?= build/test_cuda_torch.py build/test_fake_cuda.py build/test_built_libraries.py build/test_missing_kernels.py commands/test_doctor.py convolution \
   lattice crf upsample/test_upsample.py nn patching models/test_models*.py drop_in/test_properties.py kernels/test_kernels_compile.py \
   kernels/test_kernels_interpreter.py
 VENV := .venv

@@ -1,6 +1,7 @@
 """What the ops accept: checks of shapes, dtypes and devices, with errors that name the argument.
 
-Nothing here looks at elements, so the checks also run on the tensors without data that `torch.compile` traces with.
+Nothing here looks at elements, so the checks also run on the tensors without data that `torch.compile` traces with;
+checks elsewhere that do look first ask `may_look_at_values`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
 
@@ -95,6 +97,17 @@ def check_crf_arguments(
         [_checked_compat(value, unary) for value in compats],
         [_normalization_number(value) for value in normalization],
     )
+
+
+def may_look_at_values(tensor: Tensor) -> bool:
+    """Whether the tensor's values are there, and the host may wait for them.
+
+    They are not while torch.compile or torch.export traces, nor in fake and meta tensors, which may lie on a GPU that
+    this machine does not have: whether a CUDA graph is being captured, when nothing may wait, is the driver's to say.
+    """
+    if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deeplab_fast import ops
-from deeplab_fast._arguments import shape_of
+from deeplab_fast._arguments import may_look_at_values, shape_of
 from deeplab_fast.crf.features import bilateral_features, spatial_features
 from deeplab_fast.crf.parameters import CRFParameters, parameters
 from deeplab_fast.crf.refining import CLIP, photo_model
@@ -164,7 +164,7 @@ def _check_scores(name: str, scores: Tensor, photos: Tensor, kind: str) -> None:
     if scores.ndim not in (4, 5) or len(scores) != len(photos) or 0 in scores.shape[1:]:
         wanted = f"(N, K, h, w) or (N, M, K, h, w), not empty, with N = {len(photos)}, that of images"
         raise ArgumentError(name, shape_of(scores), wanted, what="shape")
-    if scores.numel() == 0:
+    if scores.numel() == 0 or not may_look_at_values(scores):
         return
     low, high = (bound.item() for bound in scores.aminmax())
     if kind == "probabilities" and not (low >= -1e-2 and high <= 1 + 1e-2):
@@ -188,6 +188,19 @@ def _photos(images: Tensor, image_range: str) -> Tensor:
     images = images.float()
     if images.numel() == 0:
         return images.to(torch.uint8)
+    if may_look_at_values(images):
+        image_range = _checked_range(images, image_range)
+    elif image_range == "auto":
+        raise ArgumentError("image_range", image_range, f"{one_of(IMAGE_RANGES[1:])} where images have no values")
+    if image_range == "normalized":
+        mean, std = (images.new_tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        images = images * std + mean
+    levels = images if image_range == "0..255" else 255 * images
+    return levels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _checked_range(images: Tensor, image_range: str) -> str:
+    """The range that the images are in, by their values if it is "auto"."""
     low, high = (bound.item() for bound in images.aminmax())
     if image_range == "auto":
         image_range = _range_of(low, high)
@@ -195,11 +208,7 @@ def _photos(images: Tensor, image_range: str) -> Tensor:
     if not (low >= lowest - 1e-3 and high <= highest + 1e-3):
         wanted = f"in {lowest:g}..{highest:g}, being {image_range}"
         raise ArgumentError("images", f"{low:.4g} to {high:.4g}", wanted, what="values")
-    if image_range == "normalized":
-        mean, std = (images.new_tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
-        images = images * std + mean
-    levels = images if image_range == "0..255" else 255 * images
-    return levels.round().clamp(0, 255).to(torch.uint8)
+    return image_range
 
 
 def _range_of(low: float, high: float) -> str:

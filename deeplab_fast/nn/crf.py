@@ -162,8 +162,7 @@ class DenseCRF(nn.Module):
         if self.learnable and prob.shape[-1 - axes] != len(self.compatibility):
             wanted = f"that of the layer's {len(self.compatibility)} classes"
             raise ArgumentError("prob", shape_of(prob), wanted, what="shape")
-        if not torch.compiler.is_compiling():  # these look at values
-            check_values(image, prob, axes=axes)
+        check_values(image, prob, axes=axes)
         batched = prob.ndim == 2 + axes
         if not batched:
             image, prob = image[None], prob[None]

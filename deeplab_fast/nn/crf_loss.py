@@ -117,8 +117,7 @@ class DenseCRFLoss(nn.Module):
         if min(int(size * self.scale_factor) for size in segmentations.shape[2:]) < 1:
             wanted = f"larger, scaling by {self.scale_factor} leaves nothing"
             raise ArgumentError("segmentations", shape_of(segmentations), wanted, what="shape")
-        if not torch.compiler.is_compiling():  # these look at values
-            check_values(images, segmentations, names)
+        check_values(images, segmentations, names)
         with torch.autocast(segmentations.device.type, enabled=False):
             images = self._nearest(images.float())
             inside = None if rois is None else self._nearest(rois[:, None].float())

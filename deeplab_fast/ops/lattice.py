@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeplab_fast import _core, reference
-from deeplab_fast._arguments import check_floating, shape_of, sum_dtype
+from deeplab_fast._arguments import check_floating, may_look_at_values, shape_of, sum_dtype
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.ops.define import OPS, in_format_of
 from deeplab_fast.ops.permutohedral_filter import kernel_takes
@@ -49,7 +49,7 @@ class Lattice:
         self._features: Tensor | None = None
         if self._device.type == "cuda":
             self._features = images.to(sum_dtype(images), copy=True)
-            if not torch.cuda.is_current_stream_capturing():
+            if may_look_at_values(self._features):
                 for image in self._features:
                     check_range(image.flatten(1))
         else:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils import _pytree as pytree
 
 from deeplab_fast.nn import fusing
@@ -37,8 +38,9 @@ def why_not_alike(module: nn.Module, program: Program, shapes: Sequence[tuple[in
             numbers in tensors: only the first is probed in every mode, the others in evaluation mode.
     """
     first = next(module.parameters())
-    if first.device.type == "meta":
-        return "it is on the meta device, so it cannot be probed"
+    if first.is_meta or is_fake(first):
+        kind = "fake" if is_fake(first) else "on the meta device"
+        return f"its parameters are {kind} and have no values, so it cannot be probed"
     kind = _kind(module, program)
     with undisturbed(module):
         try:
@@ -79,7 +81,8 @@ def _kind(module: nn.Module, program: Program) -> str:
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Random generators of torch, numpy and Python are restored; gradients are on, warnings off."""
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    # Of fake tensors on a GPU there need not be one.
+    devices = {p.device for p in module.parameters() if p.is_cuda and not is_fake(p)}
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with (
         torch.random.fork_rng(devices=list(devices)),

@@ -178,7 +178,7 @@ LEFT_ALONE = {
     "final": (lambda: MindsSubclasses(3, 4), r"its class cannot be given a fused forward \(is final\)"),
     "not_copied": (uncopyable, "it cannot be copied"),
     "fx": (lambda: torch.fx.symbolic_trace(SumOfNamed(3, 4)), "it is a SumOfNamed of torch.fx"),
-    "meta": (lambda: SumOfNamed(3, 4).to("meta"), "it is on the meta device"),
+    "meta": (lambda: SumOfNamed(3, 4).to("meta"), "its parameters are on the meta device"),
 }
 
 
