@@ -23,7 +23,7 @@ WHEEL := build/wheel/.built
 SOURCES := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml
 CPP_FILES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*/*.$(ending) tests/*.$(ending) tests/*/*.$(ending) release/*.$(ending)))
 
-.PHONY: demo test wheel wheel-in-container wheel-tools check-wheel test-wheel test-cuda-torch test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
+.PHONY: demo test wheel wheel-in-container wheel-tools check-wheel test-wheel test-cuda-torch test-triton-3.6 test-lowest test-lowest-3.10 bench docs lint format sanitize test-aarch64 clean install
 
 install: $(INSTALLED)
 
@@ -91,6 +91,15 @@ test-cuda-torch: $(WHEEL)
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(CURDIR)/build/wheel/*.whl)[train,test]"
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
 	cd tests && ../.venv-cuda/bin/pytest $(CUDA_TORCH_TESTS)
+
+# The Triton kernels, interpreted and compiled ahead, with Triton 3.6, which machines with torch 2.11 have. Its interpreter
+# takes one-element arrays for numbers, as NumPy allowed before 2.4.
+test-triton-3.6: $(WHEEL)
+	test -x .venv-triton-3.6/bin/python || $(PYTHON) -m venv .venv-triton-3.6
+	.venv-triton-3.6/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-triton-3.6/bin/python -m pip install --quiet --disable-pip-version-check triton==3.6.0 'numpy<2.4' pytest hypothesis build/wheel/*.whl
+	.venv-triton-3.6/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	cd tests && ../.venv-triton-3.6/bin/pytest kernels
 
 # With the lowest versions that pyproject.toml allows: everything but torch, of which lower ones than TORCH are only to be
 # had as GPU builds of several gigabytes; and, without torch, on Python 3.10, if it is at hand.

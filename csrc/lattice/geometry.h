@@ -29,7 +29,7 @@ inline float embedding_scale(int axis, int dimensions) {
 
 // Amplitude lost by splat, blur and slice together (Krähenbühl's alpha).
 inline float slice_scale(int dimensions) {
-  return 1.0f / (1.0f + __builtin_powf(2.0f, static_cast<float>(-dimensions)));
+  return 1.0f / (1.0f + __builtin_powf(2.0f, -dimensions));
 }
 
 // Nearest integer, halves to even, for |x| < 2^22: in the default rounding mode, on any instruction set.

@@ -18,6 +18,15 @@
 #include <random>
 #include <vector>
 
+#ifdef COUNTING
+#include "counting.h"
+#else
+namespace counting {
+inline unsigned lane;
+inline void begin_warp() {}
+}  // namespace counting
+#endif
+
 struct Index {
   unsigned x = 0;
 };
@@ -38,7 +47,7 @@ struct Fiber {
 static jmp_buf scheduler;
 static std::vector<Fiber> warp;
 static unsigned current;
-static float exchanged[kWarpSize];
+static inline float exchanged[kWarpSize];
 static const std::function<void()>* kernel;
 static std::mt19937 random_order(0);
 
@@ -67,13 +76,14 @@ static void resume() {
 }
 
 static void run_warp(unsigned first) {
+  counting::begin_warp();
   for (Fiber& fiber : warp) fiber.started = fiber.done = false;
   unsigned order[kWarpSize];
   std::iota(order, order + kWarpSize, 0u);
   while (!warp[0].done) {
     std::shuffle(order, order + kWarpSize, random_order);
     for (unsigned lane : order) {
-      current = lane;
+      current = counting::lane = lane;
       threadIdx.x = first + lane;
       resume();
       // A thread that leaves while others still exchange would hang them on a GPU.
@@ -99,7 +109,7 @@ static void launch(unsigned blocks, unsigned threads, const std::function<void()
 }  // namespace cuda_on_host
 
 // What lane `from` of the warp has for `value`.
-static float exchange(unsigned mask, float value, unsigned from) {
+static inline float exchange(unsigned mask, float value, unsigned from) {
   using namespace cuda_on_host;
   if (mask != 0xffffffffu) std::fprintf(stderr, "not all threads exchange\n"), std::abort();
   exchanged[current] = value;
@@ -108,10 +118,10 @@ static float exchange(unsigned mask, float value, unsigned from) {
   yield_lane();  // now all have read
   return result;
 }
-static inline float __shfl_xor_sync(unsigned mask, float value, int offset) {
+inline float __shfl_xor_sync(unsigned mask, float value, int offset) {
   return exchange(mask, value, cuda_on_host::current ^ static_cast<unsigned>(offset));
 }
-static inline float __shfl_sync(unsigned mask, float value, int lane, int width) {
+inline float __shfl_sync(unsigned mask, float value, int lane, int width) {
   const unsigned current = cuda_on_host::current, group = static_cast<unsigned>(width);
   return exchange(mask, value, current / group * group + static_cast<unsigned>(lane) % group);
 }

@@ -2,6 +2,15 @@
 // tests/crf/test_dense_crf_host.py. Few and small blocks, so that threads go around more than once.
 #include "cuda_on_host.h"
 // The kernels come after what they are made to run on.
+#ifdef COUNTING
+// These have numbers that are none.
+#include <atomic>
+#include <condition_variable>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#define float counting::Float
+#endif
 #include "crf/on_device.cuh"
 
 using namespace deeplab_fast;
@@ -15,13 +24,24 @@ class Host {
 
   template <class... Parameters, class... Arguments>
   void launch(int64_t items, void (*kernel)(Parameters...), Arguments... arguments) {
-    if (items > 0) cuda_on_host::launch(2, 64, [&] { kernel(static_cast<Parameters>(arguments)...); });
+    if (items <= 0) return;
+    const auto thread = [&] { kernel(static_cast<Parameters>(arguments)...); };
+#ifdef COUNTING
+    counting::begin_launch(items);
+    cuda_on_host::launch(static_cast<unsigned>((items + kThreads - 1) / kThreads), kThreads, thread);
+    counting::end_launch();
+#else
+    cuda_on_host::launch(2, 64, thread);
+#endif
   }
   // Full of NaN.
   template <class T>
   DeviceArray<T> make(int64_t size) {
     std::shared_ptr<char[]> memory(new char[size * sizeof(T)]);
     std::fill_n(memory.get(), size * sizeof(T), static_cast<char>(0xff));
+#ifdef COUNTING
+    counting::watch(memory.get(), size * sizeof(T));
+#endif
     return {memory, reinterpret_cast<T*>(memory.get()), size};
   }
   void fill_bytes(void* memory, int value, int64_t size) { std::fill_n(static_cast<char*>(memory), size, value); }
@@ -74,11 +94,13 @@ void run(const Call& call) {
   const auto after = [&](int iteration) { return history.data + iteration * size.rows(); };
   const bool keep = call.grad != nullptr && !call.recompute;
   crf.infer(call.iterations, nullptr, [&](int i) { return keep || i == call.iterations ? after(i) : nullptr; });
-  host.launch(1, maps_of_rows_kernel<float>, size.images, size.labels, size.points, after(call.iterations), call.q);
+  host.launch(size.rows(), maps_of_rows_kernel<float>, size.images, size.labels, size.points, after(call.iterations),
+              call.q);
   if (call.grad == nullptr) return;
 
   auto grad = host.make<float>(size.rows()), unary_grad = host.make<float>(size.rows());
-  host.launch(1, rows_of_maps_kernel<float>, size.images, size.labels, size.points, 1.0f, call.grad, grad.data);
+  host.launch(size.rows(), rows_of_maps_kernel<float>, size.images, size.labels, size.points, 1.0f, call.grad,
+              grad.data);
   DeviceGradients out{unary_grad.data, {}, {}};
   if (call.need_features) out.features.assign(call.to_features, call.to_features + call.terms);
   if (call.need_compat) out.compat.assign(call.to_compat, call.to_compat + call.terms);
@@ -89,7 +111,8 @@ void run(const Call& call) {
   } else {
     backward.run(call.iterations, grad.data, after);
   }
-  host.launch(1, maps_of_rows_kernel<float>, size.images, size.labels, size.points, unary_grad.data, call.to_unary);
+  host.launch(size.rows(), maps_of_rows_kernel<float>, size.images, size.labels, size.points, unary_grad.data,
+              call.to_unary);
 }
 
 // 0; 1 for features that are not finite, 2 for such as are too large
@@ -138,7 +161,7 @@ int filter(const float* values, const float* grad, const float* features, int ch
     const LatticeOnDevice<Host> lattice(host, features, dimensions, images, points);
     const int64_t size = images * points * channels;
     auto rows = host.make<float>(size), grad_rows = host.make<float>(size);
-    host.launch(1, rows_of_maps_kernel<float>, images, channels, points, 1.0f, values, rows.data);
+    host.launch(size, rows_of_maps_kernel<float>, images, channels, points, 1.0f, values, rows.data);
     if (grad == nullptr) {
       VertexRowsOnDevice<Host, float> vertices(host, lattice.view(), channels);
       if (way == 2) {
@@ -147,10 +170,10 @@ int filter(const float* values, const float* grad, const float* features, int ch
         vertices.filter(static_cast<const float*>(rows.data), nullptr, way == 1);
         vertices.slice(lattice.alpha(), nullptr, false, rows.data);
       }
-      host.launch(1, maps_of_rows_kernel<float>, images, channels, points, rows.data, out);
+      host.launch(size, maps_of_rows_kernel<float>, images, channels, points, rows.data, out);
       return;
     }
-    host.launch(1, rows_of_maps_kernel<float>, images, channels, points, 1.0f, grad, grad_rows.data);
+    host.launch(size, rows_of_maps_kernel<float>, images, channels, points, 1.0f, grad, grad_rows.data);
     auto weights = host.make<float>(lattice.view().entries);
     host.fill_bytes(weights.data, 0, weights.size * sizeof(float));
     filter_backward_features(host, lattice, channels, static_cast<const float*>(grad_rows.data),
