@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_headers import compiled_for_the_host, tools_for_the_host
+from cuda_headers import tools_for_the_host
+from host_kernels import build, filter_on_host, photo_features, pointer, run_crf
 from photos import photo, scores
 from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, Kernel, by_name, positions, random
 from torch import Tensor
@@ -20,38 +21,15 @@ import deeplab_fast
 from deeplab_fast import reference
 from deeplab_fast._arguments import lattice_dtype
 
-ROWS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SMALL = [s for s in CRF_SAMPLES if s.dtype == s.feature_dtype == torch.float32 and s.batch > 0]
 FILTERS = [s for s in FILTER_SAMPLES if s.dtype in FLOATS and s.feature_dtype in FLOATS and s.batch > 0]
 
 
-class Call(ctypes.Structure):
-    """As in crf_cuda_check.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("images", "points")),
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                "labels", "iterations", "terms", "rows", "capturing", "recompute", "need_features", "need_compat"
-            )
-        ),
-        ("features", ctypes.c_void_p * 4),
-        ("dimensions", ctypes.c_int32 * 4),
-        ("compat", ctypes.c_void_p * 4),
-        ("compat_dimensions", ctypes.c_int32 * 4),
-        ("normalization", ctypes.c_int32 * 4),
-        *((name, ctypes.c_void_p) for name in ("unary", "grad", "q", "to_unary")),
-        ("to_features", ctypes.c_void_p * 4),
-        ("to_compat", ctypes.c_void_p * 4),
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    flags = ["-ffp-contract=off", *os.environ.get("CRF_CUDA_FLAGS", "").split()]
-    return compiled_for_the_host("dense_crf_host.cpp", tmp_path_factory.mktemp("cuda"), *flags)
+    flags = os.environ.get("CRF_CUDA_FLAGS", "").split()
+    return build(tmp_path_factory.mktemp("cuda"), *flags)
 
 
 def test_under_address_sanitizer():
@@ -82,45 +60,7 @@ def test_under_address_sanitizer():
     assert f"{len(chosen)} passed" in result.stdout
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p | None:
-    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
-
-
-def four(tensors: list[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * 4)(*(tensor.data_ptr() for tensor in tensors))
-
-
-def run(
-    kernels: ctypes.CDLL, inputs: tuple, grad: Tensor | None = None, rows: torch.dtype = torch.float32, **options: int
-) -> tuple[int, list[Tensor]]:
-    """Status, and Q with, if a gradient is given, those to unary, features and compat."""
-    unary, features, compat, iterations, normalization = inputs
-    unary, features = unary.float().contiguous(), [f.float().contiguous() for f in features]
-    compat = [c.float().contiguous() for c in compat]
-    out = [torch.empty_like(unary), torch.empty_like(unary)]
-    to_features, to_compat = [torch.empty_like(f) for f in features], [torch.empty_like(c) for c in compat]
-    int4 = ctypes.c_int32 * 4
-    call = Call(
-        images=unary.shape[0], points=unary[0, 0].numel(), labels=unary.shape[1], iterations=iterations,
-        terms=len(features), rows=ROWS[rows], need_features=1, need_compat=1, features=four(features),
-        dimensions=int4(*(f.shape[1] for f in features)), compat=four(compat),
-        compat_dimensions=int4(*(c.ndim for c in compat)), normalization=int4(*normalization), unary=unary.data_ptr(),
-        grad=None if grad is None else grad.data_ptr(), q=out[0].data_ptr(), to_unary=out[1].data_ptr(),
-        to_features=four(to_features), to_compat=four(to_compat),
-    )  # fmt: skip
-    for name, value in options.items():
-        setattr(call, name, value)
-    status = kernels.dense_crf(ctypes.byref(call))
-    return status, out[:1] if grad is None else [*out, *to_features, *to_compat]
-
-
 # --- The lattice ---------------------------------------------------------------------------------------------------
-
-
-def photo_features(height: int, width: int, xy: float, rgb: float) -> Tensor:
-    image = torch.from_numpy(photo("coffee", height, width).copy()).permute(2, 0, 1).float()
-    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
-    return torch.cat([torch.stack([x, y]) / xy, image / rgb])[None]
 
 
 LATTICES = {sample.name: sample.inputs()[1].float() for sample in FILTERS} | {
@@ -177,7 +117,7 @@ def test_lattice_is_that_of_the_reference(name: str, kernels: ctypes.CDLL):
 def test_features_that_are_not_valid(value: float, status: int, capturing: bool, kernels: ctypes.CDLL):
     unary, features, *rest = CRFSample("").inputs()
     features[0][1, 2, 3, 4] = value
-    found, (Q,) = run(kernels, (unary, features, *rest), capturing=capturing)
+    found, (Q,) = run_crf(kernels, (unary, features, *rest), capturing=capturing)
     assert found == (0 if capturing else status)
     if capturing:
         assert Q[1].isnan().any()
@@ -185,20 +125,6 @@ def test_features_that_are_not_valid(value: float, status: int, capturing: bool,
 
 
 # --- The filter ----------------------------------------------------------------------------------------------------
-
-
-def filter_on_host(
-    kernels: ctypes.CDLL, values: Tensor, features: Tensor, way: int, grad: Tensor | None = None
-) -> Tensor:
-    """Ways: A, its adjoint, or A + Aᵀ; with a gradient, that to the features."""
-    values, features = values.float().contiguous(), features.float().contiguous()
-    out = torch.empty_like(values if grad is None else features)
-    status = kernels.filter(
-        pointer(values), pointer(grad), pointer(features), values.shape[1], features.shape[1],
-        ctypes.c_int64(values.shape[0]), ctypes.c_int64(values[0, 0].numel()), way, pointer(out),
-    )  # fmt: skip
-    assert status == 0
-    return out
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -240,7 +166,7 @@ def test_pairwise_energy(kernels: ctypes.CDLL):
 @pytest.mark.parametrize("sample", SMALL, ids=by_name)
 def test_mean_field(sample: CRFSample, kernels: ctypes.CDLL):
     inputs = sample.inputs()
-    status, (Q,) = run(kernels, inputs)
+    status, (Q,) = run_crf(kernels, inputs)
     assert status == 0
     assert (Q - deeplab_fast.dense_crf(*inputs)).abs().max() <= 1e-4
 
@@ -249,7 +175,7 @@ def test_mean_field(sample: CRFSample, kernels: ctypes.CDLL):
 @pytest.mark.parametrize("compat", [1.0, "vector", "matrix"])
 def test_many_labels(labels: int, compat: float | str, kernels: ctypes.CDLL):
     inputs = CRFSample("", labels=labels, size=(5, 6), kernels=(Kernel(compat=compat),), iterations=2).inputs()
-    _, (Q,) = run(kernels, inputs)
+    _, (Q,) = run_crf(kernels, inputs)
     assert (Q - deeplab_fast.dense_crf(*inputs)).abs().max() <= 1e-4
 
 
@@ -261,16 +187,16 @@ def test_photo(preset: tuple[float, ...], kernels: ctypes.CDLL):
     inputs = (-prob.log(), features, [torch.tensor(float(w)), torch.tensor(float(bi_w))], 10, [3, 3])
     expected = deeplab_fast.dense_crf(*inputs)
     for rows, tolerance in ((torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 6e-2)):
-        _, (Q,) = run(kernels, inputs, rows=rows)
+        _, (Q,) = run_crf(kernels, inputs, rows=rows)
         assert (Q - expected).abs().max() <= tolerance
         assert np.isclose(Q.sum(dim=1), 1, atol=1e-5).all()
 
 
 def test_batch_is_as_single_images(kernels: ctypes.CDLL):
     unary, features, *rest = CRFSample("", batch=3, size=(13, 9)).inputs()
-    _, (together,) = run(kernels, (unary, features, *rest))
+    _, (together,) = run_crf(kernels, (unary, features, *rest))
     for n in range(3):
-        _, (alone,) = run(kernels, (unary[n : n + 1], [f[n : n + 1] for f in features], *rest))
+        _, (alone,) = run_crf(kernels, (unary[n : n + 1], [f[n : n + 1] for f in features], *rest))
         assert torch.equal(alone[0], together[n])
 
 
@@ -278,9 +204,9 @@ def test_same_bits_every_time(kernels: ctypes.CDLL):
     """Threads and warps come by in another order each time; so they would while a graph is captured."""
     inputs = CRFSample("").inputs()
     grad = random(8, *inputs[0].shape)
-    _, expected = run(kernels, inputs, grad)
+    _, expected = run_crf(kernels, inputs, grad)
     for options in ({}, {"capturing": 1}, {"recompute": 1}):
-        _, again = run(kernels, inputs, grad, **options)
+        _, again = run_crf(kernels, inputs, grad, **options)
         assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
@@ -292,7 +218,7 @@ def test_same_bits_every_time(kernels: ctypes.CDLL):
 def test_gradients(sample: CRFSample, recompute: int, kernels: ctypes.CDLL):
     inputs = unary, features, compat, iterations, normalization = sample.inputs()
     grad = random(8, *unary.shape) - 0.5
-    status, (_, *gradients) = run(kernels, inputs, grad, recompute=recompute)
+    status, (_, *gradients) = run_crf(kernels, inputs, grad, recompute=recompute)
     assert status == 0
     lattices = [f.to(lattice_dtype(f, unary)) for f in features]
 

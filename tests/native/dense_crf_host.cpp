@@ -37,12 +37,15 @@ class Host {
   // Full of NaN.
   template <class T>
   DeviceArray<T> make(int64_t size) {
-    std::shared_ptr<char[]> memory(new char[size * sizeof(T)]);
-    std::fill_n(memory.get(), size * sizeof(T), static_cast<char>(0xff));
 #ifdef COUNTING
-    counting::watch(memory.get(), size * sizeof(T));
+    const auto owner = std::shared_ptr<char>(
+        static_cast<char*>(std::aligned_alloc(256, (size * sizeof(T) / 256 + 1) * 256)), std::free);
+    counting::watch(owner.get(), size * sizeof(T));
+#else
+    const std::shared_ptr<char[]> owner(new char[size * sizeof(T)]);  // no more, so that AddressSanitizer sees its end
 #endif
-    return {memory, reinterpret_cast<T*>(memory.get()), size};
+    std::fill_n(owner.get(), size * sizeof(T), static_cast<char>(0xff));
+    return {owner, reinterpret_cast<T*>(owner.get()), size};
   }
   void fill_bytes(void* memory, int value, int64_t size) { std::fill_n(static_cast<char*>(memory), size, value); }
   void exclusive_sum(int32_t* values, int64_t count) {
