@@ -121,7 +121,7 @@ CASES = [
     ConvolutionCase("aspp_sum", "forward, 65x65, 2048->182, bfloat16", lambda: aspp_sum_gemm(2048, 182, 65)),
     *(
         ConvolutionCase(
-            "atrous_conv2d", f"forward, {channels}->{channels} 3x3 rate {rate}, 65x65, bfloat16",
+            "atrous_conv2d", f"forward, 3x3 {channels}->{channels}, 65x65, rate {rate}, bfloat16",
             lambda channels=channels, rate=rate: atrous_conv2d(channels, channels, 65, rate, residual=False),
         )
         for channels, rate in ((256, 2), (512, 4))

@@ -112,6 +112,8 @@ class LatticeShape:
     dimensions: int
     vertices: int
     near: dict[int, float]  # of so many entries one after the other, how many are of different vertices, on average
+    # Of so many sorted entries one after the other, of how many points they are, in how many runs of neighbours.
+    places: dict[int, tuple[float, float]]
     runs: float  # of sorted entries, the part followed by the next point's of the same vertex
     present: float  # part of the neighbours that exist
     cut: int  # vertices whose entries lie in several pieces
@@ -144,6 +146,13 @@ class LatticeShape:
         least = 2 * self.all_entries // self.images
         return max(64, 1 << (least - 1).bit_length())
 
+    def near_bytes(self, rows: Rows) -> float:
+        """Of a vertex's row among those of vertices near it: narrow ones share sectors, more so in smooth images.
+
+        The constants are fitted to what the kernels do on the host.
+        """
+        return min(rows.gathered, rows.bytes + SECTOR * (0.65 - 0.4 * self.runs))
+
     def near_of(self, entries: int) -> float:
         return self.near.get(entries) or np.interp(entries, [0, *self.near], [0, *self.near.values()]).item()
 
@@ -168,6 +177,7 @@ def lattice_shape(features: np.ndarray) -> LatticeShape:
         dimensions=dimensions,
         vertices=len(lattice.keys()),
         near={n: _near(vertex, n) for n in (2, 4, 8, 16, 32, *(k * (dimensions + 1) for k in (1, 2, 4, 8)))},
+        places={n: _places(point, n) for n in (PIECE * k for k in (1, 2, 4, 8))},
         runs=float(np.mean((np.diff(by_vertex) == 0) & (np.diff(point) == 1))),
         present=float(np.mean(np.asarray(lattice.neighbours()) >= 0)),
         cut=len(cut),
@@ -180,6 +190,13 @@ def lattice_shape(features: np.ndarray) -> LatticeShape:
 def _near(vertex: np.ndarray, count: int) -> float:
     rows = np.sort(vertex[: len(vertex) // count * count].reshape(-1, count), axis=1)
     return float(np.mean((np.diff(rows, axis=1) != 0).sum(axis=1) + 1)) if len(rows) else 0.0
+
+
+def _places(point: np.ndarray, count: int) -> tuple[float, float]:
+    count = min(count, len(point))
+    rows = np.sort(point[: len(point) // count * count].reshape(-1, count), axis=1)
+    step = np.diff(rows, axis=1)
+    return float(np.mean((step != 0).sum(axis=1) + 1)), float(np.mean((step > 1).sum(axis=1) + 1))
 
 
 def _longest(goes_on: np.ndarray, whole: np.ndarray) -> int:
@@ -227,7 +244,7 @@ def build(lattice: LatticeShape) -> Iterator[Launch]:
         # Its vertex's own key; a slot on either side; of those found the key and the number.
         read=M * (FLOAT + SECTOR) + M * c * SECTOR * (2 + found * (2 - lattice.runs)),
         written=M * c / WARP * 2 * c * row_bytes(FLOAT * WARP // c, FLOAT),
-        once=M * (FLOAT + 2.5 * SECTOR) + SECTOR * distinct(2 * M * c * (1 - lattice.present), tables / SECTOR)
+        once=M * (FLOAT + 2 * SECTOR) + SECTOR * distinct(2 * M * c * (1 - lattice.present), tables / SECTOR)
         + 2 * FLOAT * M * c, chain=8,
         symbol="find_neighbours_kernel",
     )  # fmt: skip
@@ -243,35 +260,39 @@ def splat(lattice: LatticeShape, rows: Rows, source: Rows, factor: bool) -> Iter
     c, E, K, pieces = lattice.corners, lattice.entries, rows.labels, lattice.pieces
     blocks = math.ceil(K / rows.group)
     warps = pieces * blocks / rows.per_warp
-    entries = E * blocks / warps  # of a warp
-    # Entries of one vertex are often those of points side by side: their rows and weights follow each other.
-    width = source.bytes if rows.group >= K else rows.group * source.size
+    points, runs = lattice.places[PIECE * rows.per_warp]  # of a warp
+    edge = SECTOR - FLOAT  # of a run, what its sectors have besides
 
-    def gathered(size: int, step: int, of: int) -> float:
-        alone = distinct(entries * (1 - lattice.runs), step * of / SECTOR) * row_bytes(size, step)
-        following = entries * lattice.runs * (size if size == step else min(row_bytes(size, step), step))
-        return warps * min(alone + following, step * of)
+    def gathered(size: int) -> float:
+        return warps * (points * size + runs * (edge if size % SECTOR else 0))
 
+    rows_read = gathered(source.bytes)
+    if blocks > 1:  # a part of each row
+        rows_read = warps * points * source.stored() / blocks
     listed = warps * rows.per_warp * (2 * PIECE * FLOAT + SECTOR / 2)
-    factors = gathered(FLOAT, FLOAT, lattice.all_points) if factor else 0.0
+    factors = gathered(FLOAT) if factor else 0.0
     whole_rows = lattice.vertices * rows.gathered if rows.group >= K else lattice.vertices * rows.stored()
     yield Launch(
         "splat_kernel", pieces * blocks * rows.group,
-        read=listed + gathered(FLOAT, FLOAT * c, lattice.all_points) + factors
-        + gathered(width, source.bytes, lattice.all_points),
+        read=listed + gathered(FLOAT * c) + factors + rows_read,
         written=whole_rows + lattice.carried * rows.gathered,
         once=3 * FLOAT * E + lattice.all_points * source.bytes + lattice.vertices * rows.bytes,
         flops=E * K * (3 if factor else 2), chain=PIECE, symbol="splat_kernelIff",
     )  # fmt: skip
     threads = (pieces + lattice.images * c) * K
-    ends = threads / WARP * (2 * SECTOR * (max(1.0, WARP / K) + 1))
-    of_cut = lattice.cut * PIECE * FLOAT + lattice.of_cut * (
-        FLOAT + min(row_bytes(FLOAT, FLOAT * c), FLOAT * c) + (SECTOR if factor else 0)
-        + lattice.runs * source.bytes + (1 - lattice.runs) * source.gathered
-    )  # fmt: skip
+    # A piece's threads, one a label, may lie in several warps.
+    split = (WARP + K - 1) / WARP
+    ends = pieces * split * 2 * SECTOR
+    own = FLOAT + FLOAT * c + (FLOAT if factor else 0)
+    at_once = min(8, 1 << max(0, round(math.log2(WARP / K))))  # pieces of a warp, which look at the same points again
+    again = lattice.places[PIECE * at_once][0] / (PIECE * at_once)
+    of_cut = split * (own + edge * (1 - lattice.runs)) + source.bytes + edge * (split - lattice.runs)
+    of_cut = split * lattice.cut * PIECE * FLOAT + again * lattice.of_cut * of_cut
     yield Launch(
-        "add_carried_kernel", threads, read=ends + of_cut + lattice.carried * (SECTOR + rows.gathered),
-        written=lattice.cut * rows.gathered, once=pieces * 2 * SECTOR + of_cut + lattice.carried * rows.bytes,
+        "add_carried_kernel", threads, read=ends + of_cut + split * lattice.carried * (SECTOR + Rows(K).gathered),
+        written=lattice.cut * rows.gathered,
+        once=pieces * 2 * SECTOR + lattice.cut * (PIECE * FLOAT + SECTOR) + lattice.carried * (SECTOR + FLOAT * K)
+        + distinct(lattice.of_cut, lattice.all_points) * (source.bytes + own),
         flops=lattice.of_cut * (3 if factor else 2) * K + lattice.carried * K,
         chain=2 + (PIECE if lattice.cut else 0) + 2 * lattice.longest, symbol="add_carried_kernelIff",
     )  # fmt: skip
@@ -280,7 +301,7 @@ def splat(lattice: LatticeShape, rows: Rows, source: Rows, factor: bool) -> Iter
 def blur(lattice: LatticeShape, rows: Rows) -> Iterator[Launch]:
     M = lattice.vertices
     neighbours = M / rows.per_warp * distinct(
-        2 * lattice.present * rows.per_warp * rows.gathered / SECTOR, M * rows.bytes / SECTOR
+        2 * lattice.present * rows.per_warp * lattice.near_bytes(rows) / SECTOR, M * rows.bytes / SECTOR
     ) * SECTOR  # fmt: skip
     once = 2 * FLOAT * M + 2 * M * rows.bytes
     for _ in range(lattice.corners):
@@ -295,7 +316,7 @@ def _sliced(lattice: LatticeShape, rows: Rows) -> float:
     """Bytes read to slice: the vertices' numbers and weights, and their rows."""
     entries = rows.per_warp * lattice.corners
     warps = lattice.all_points / rows.per_warp
-    return warps * (2 * row_bytes(FLOAT * entries) + lattice.near_of(entries) * rows.gathered)
+    return warps * (2 * row_bytes(FLOAT * entries) + lattice.near_of(entries) * lattice.near_bytes(rows))
 
 
 def slice_(lattice: LatticeShape, rows: Rows, factor: bool, add: bool = False) -> Launch:

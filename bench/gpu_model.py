@@ -303,7 +303,9 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="only cases whose name has all of these")] = None,
-    results_file: Annotated[list[Path] | None, typer.Option("--results", help="of runs on a GPU; several")] = None,
+    results_file: Annotated[
+        list[Path] | None, typer.Option("--results", exists=True, dir_okay=False, help="of runs on a GPU; several")
+    ] = None,
     chip: Annotated[str, typer.Option(help=f"of the tables of kernels: {', '.join(CHIPS)}")] = "h100",
     kernels: Annotated[bool, typer.Option(help="a table of kernels for each case")] = True,
 ) -> None:

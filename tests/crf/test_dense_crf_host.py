@@ -18,7 +18,7 @@ from samples import CRF_SAMPLES, FILTER_SAMPLES, CRFSample, FilterSample, Kernel
 from torch import Tensor
 
 import deeplab_fast
-from deeplab_fast import reference
+from deeplab_fast import ops, reference
 from deeplab_fast._arguments import lattice_dtype
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -154,9 +154,7 @@ def test_pairwise_energy(kernels: ctypes.CDLL):
     results = reference.pairwise_energy(
         values, features, inside, 0.5, lambda S, features: filter_on_host(kernels, S, features, way=2)
     )
-    for result, expected in zip(
-        results, torch.ops.deeplab_fast.pairwise_energy(values, features, inside, 0.5), strict=True
-    ):
+    for result, expected in zip(results, ops.define.OPS["pairwise_energy"](values, features, inside, 0.5), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 

@@ -51,6 +51,9 @@ void watch(const void* memory, int64_t size) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
   if (size > 0) watched[begin + size] = begin;
 }
+void forget(const void* memory, int64_t size) {
+  watched.erase(reinterpret_cast<uintptr_t>(memory) + size);
+}
 void begin_launch(int64_t threads) {
   launches.push_back({threads, 0, 0, 0, 0, 0});
   flops = 0;
@@ -63,9 +66,6 @@ void begin_warp() {
 void end_launch() {
   counts = false;
   launches.back().flops = flops;
-}
-void add(const Counts& of_launch) {
-  launches.push_back(of_launch);
 }
 
 }  // namespace counting

@@ -22,10 +22,10 @@ struct Counts {
 };
 
 void watch(const void* memory, int64_t size);  // accesses elsewhere (stacks, arguments) do not count
+void forget(const void* memory, int64_t size);
 void begin_launch(int64_t threads);
 void begin_warp();
 void end_launch();
-void add(const Counts& counts);  // of what is no kernel here
 
 extern unsigned lane;  // of the thread that runs
 extern int64_t flops;

@@ -38,9 +38,10 @@ class Host {
   template <class T>
   DeviceArray<T> make(int64_t size) {
 #ifdef COUNTING
-    const auto owner = std::shared_ptr<char>(
-        static_cast<char*>(std::aligned_alloc(256, (size * sizeof(T) / 256 + 1) * 256)), std::free);
-    counting::watch(owner.get(), size * sizeof(T));
+    const int64_t bytes = size * sizeof(T);
+    const std::shared_ptr<char> owner(static_cast<char*>(std::aligned_alloc(256, (bytes / 256 + 1) * 256)),
+                                      [bytes](char* memory) { counting::forget(memory, bytes), std::free(memory); });
+    counting::watch(owner.get(), bytes);
 #else
     const std::shared_ptr<char[]> owner(new char[size * sizeof(T)]);  // no more, so that AddressSanitizer sees its end
 #endif

@@ -93,11 +93,16 @@ def photo_features(height: int, width: int, xy: float, rgb: float) -> Tensor:
 
 
 def filter_on_host(
-    kernels: ctypes.CDLL, values: Tensor, features: Tensor, way: int, grad: Tensor | None = None
+    kernels: ctypes.CDLL,
+    values: Tensor,
+    features: Tensor,
+    way: int,
+    grad: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Ways: A, its adjoint, or A + Aᵀ; with a gradient, that to the features."""
     values, features = values.float().contiguous(), features.float().contiguous()
-    out = torch.empty_like(values if grad is None else features)
+    out = torch.empty_like(values if grad is None else features) if out is None else out
     status = kernels.filter(
         pointer(values), pointer(grad), pointer(features), values.shape[1], features.shape[1],
         ctypes.c_int64(values.shape[0]), ctypes.c_int64(values[0, 0].numel()), way, pointer(out),
