@@ -1,19 +1,18 @@
-"""Configurations: what a file may say (`schema`), and what is made of it (`build`, `weights`, `device`).
+"""Configurations: what a file may say (`schema`, `recipe`), and what is made of it (`build`, `weights`, `device`).
 
 Importing this imports pydantic, not torch; the parts that make something do.
 """
 
 from __future__ import annotations
 
+from deeplab_fast.config.recipe import CRFLossConfig, LossConfig, OHEMConfig, TrainingConfig
 from deeplab_fast.config.schema import (
     Config,
     CRFConfig,
-    CRFLossConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     ShapesConfig,
-    TrainingConfig,
     parse_config,
     read_config,
 )
@@ -24,7 +23,9 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LossConfig",
     "ModelConfig",
+    "OHEMConfig",
     "ShapesConfig",
     "TrainingConfig",
     "parse_config",

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -21,17 +19,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from deeplab_fast.config.recipe import TrainingConfig
+from deeplab_fast.config.section import NonNegative, Section
 from deeplab_fast.crf import PRESETS
 from deeplab_fast.errors import ArgumentError, one_of
 
-NonNegative = Annotated[float, Field(ge=0)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class ShapesConfig(_Section):
+class ShapesConfig(Section):
     """The made-up set, written to `data.root` where there is none yet; see `deeplab_fast.data.write_shapes`."""
 
     train: PositiveInt = 120
@@ -40,7 +34,7 @@ class ShapesConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where images and labels are. Paths are relative to the folder that the command is called in."""
 
     kind: Literal["voc12", "cocostuff10k", "cocostuff164k", "shapes", "folder"]
@@ -79,50 +73,15 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which network, and what it starts from."""
 
     name: str = "deeplabv2_resnet101"
-    options: dict[str, Any] = {}  # further arguments of the function in deeplab_fast.models
+    options: dict[str, Any] = Field(default={})  # further arguments of the function in deeplab_fast.models
     weights: Path | None = None
     weights_key: str | None = None  # this and the following: arguments of models.load_weights
     classifier: Literal["strict", "fresh"] = "fresh"
     pixels: Literal["rgb", "bgr"] = "rgb"
-
-
-class CRFLossConfig(_Section):
-    """Arguments of `deeplab_fast.nn.DenseCRFLoss`, added to the cross entropy."""
-
-    weight: float = 2e-9
-    sigma_rgb: PositiveFloat = 15
-    sigma_xy: PositiveFloat = 100
-    scale_factor: PositiveFloat = 0.5
-    normalized: bool = False
-
-
-class TrainingConfig(_Section):
-    """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC."""
-
-    iterations: PositiveInt = 20_000  # steps of the optimizer
-    batch_size: PositiveInt = 5  # in each process
-    accumulation: PositiveInt = 2  # batches a step
-    lr: PositiveFloat = 2.5e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    classifier_factor: PositiveFloat = 10  # how much faster the classifier learns; 1 where everything starts anew
-    power: PositiveFloat = 0.9
-    lr_every: PositiveInt = 10  # steps between changes of the learning rate
-    crop: PositiveInt = 321
-    scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
-    flip: bool = True
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: bool = False
-    workers: Annotated[int, Field(ge=0)] = 4
-    crf_loss: CRFLossConfig | None = None
-    evaluate_every: Annotated[int, Field(ge=0)] = 1000  # steps; 0: never
-    checkpoint_every: PositiveInt = 1000
-    log_every: PositiveInt = 10
-    tensorboard: bool = False
 
 
 def _known_preset(name: str) -> str:
@@ -134,7 +93,7 @@ def _known_preset(name: str) -> str:
 Preset = Annotated[str, AfterValidator(_known_preset)]
 
 
-class CRFConfig(_Section):
+class CRFConfig(Section):
     """Parameters of the CRF in evaluation: a preset of `deeplab_fast.nn.DenseCRF`, and what differs from it."""
 
     preset: Preset = "deeplab"
@@ -147,7 +106,7 @@ class CRFConfig(_Section):
     normalization: Literal["none", "before", "after", "symmetric"] | None = None
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How images are predicted."""
 
     batch_size: PositiveInt = 1  # of images of equal shape
@@ -157,7 +116,7 @@ class EvaluationConfig(_Section):
     workers: Annotated[int, Field(ge=0)] = 0
 
 
-class Config(_Section):
+class Config(Section):
     """A configuration file."""
 
     output: Path = Path("runs/deeplab")  # folder of checkpoints, logs and reports
@@ -204,7 +163,8 @@ def parse_config(entries: dict[str, Any], source: str) -> Config:
 
 
 def _described(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
+    # Of an entry that may be a list or a dictionary, pydantic names the kind, too: list[constrained-float].
+    place = ".".join(part for part in map(str, error["loc"]) if not part.endswith("]"))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{place}: is missing"

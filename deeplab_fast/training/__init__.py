@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deeplab_fast.training.interrupts import TrainingTerminated
 from deeplab_fast.training.logs import TrainingLog, read_log
-from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
+from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss, dice_loss
 from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler
 from deeplab_fast.training.trainer import Trainer, TrainingResult, train
 
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingLog",
     "TrainingResult",
     "TrainingTerminated",
+    "dice_loss",
     "parameter_groups",
     "poly_factor",
     "poly_scheduler",

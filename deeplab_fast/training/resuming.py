@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from deeplab_fast.config import Config
+from deeplab_fast.config import Config, parse_config
 from deeplab_fast.data import SegmentationDataset
 from deeplab_fast.errors import ArgumentError
 
@@ -27,7 +27,10 @@ def check_same_training(state: dict[str, Any], config: Config, dataset: Segmenta
     Raises:
         ValueError: if they are not of one training.
     """
-    before, now = state["deeplab_fast"]["config"], config.model_dump(mode="json")
+    # As it would be read now: a checkpoint from before an entry existed had its default.
+    before, now = (
+        one.model_dump(mode="json") for one in (parse_config(state["deeplab_fast"]["config"], "checkpoint"), config)
+    )
     compared = [("seed",), *(("model", name) for name in SAME_MODEL), *(("training", name) for name in SAME_RECIPE)]
     for entry in compared:
         has, had = (functools.reduce(dict.__getitem__, entry, entries) for entries in (now, before))

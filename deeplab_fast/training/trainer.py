@@ -106,6 +106,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.dataset = preparing.dataset(config.data, config.data.train, group)
         self.validation = preparing.dataset(config.data, config.data.val, group) if self.recipe.evaluate_every else None
+        loss = SegmentationLoss.of(self.recipe.loss, self.dataset.classes, self.dataset.ignore_index)
+        self.loss = loss.to(device)
         self.step, self.evaluated, self.best = 0, 0, -math.inf
         self.mean_iou: float | None = None
         self._asked: Asked = lambda: None
@@ -131,7 +133,6 @@ class Trainer:
         self.scheduler = poly_scheduler(self.optimizer, self.recipe.iterations, self.recipe.power, self.recipe.lr_every)
         self.dtype = DTYPES[self.recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.loss = SegmentationLoss(self.dataset.ignore_index)
         self.crf_loss = None if self.recipe.crf_loss is None else CRFRegularisation(self.recipe.crf_loss).to(device)
 
         transform = data.TrainingTransform(self.recipe.crop, self.recipe.scales, self.recipe.flip)

@@ -1,0 +1,70 @@
+"""The section `training` of a configuration: the recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from deeplab_fast.config.section import NonNegative, Section
+
+
+class CRFLossConfig(Section):
+    """Arguments of `deeplab_fast.nn.DenseCRFLoss`, added to the cross entropy."""
+
+    weight: float = 2e-9
+    sigma_rgb: PositiveFloat = 15
+    sigma_xy: PositiveFloat = 100
+    scale_factor: PositiveFloat = 0.5
+    normalized: bool = False
+
+
+class OHEMConfig(Section):
+    """Online hard example mining: only the pixels of a batch that the network gets wrong are learnt from.
+
+    A pixel is hard if the probability of its class is below `threshold`; if fewer than the share `min_kept` of the
+    labelled pixels are, the hardest are taken up to that share. In several processes each one chooses among its own.
+    """
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    min_kept: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class LossConfig(Section):
+    """What is minimised, beside `crf_loss`: cross entropy, and more if wanted.
+
+    class_weights: how much the pixels of each class count, in the order of the classes, or by name, those not named
+    as 1; the mean is then weighted, as that of `torch.nn.CrossEntropyLoss`. label_smoothing: of the same. dice: weight
+    of a soft Dice loss that is added, 1 less the mean Dice coefficient of the classes that the batch shows.
+    """
+
+    class_weights: Annotated[list[NonNegative], Field(min_length=1)] | dict[str, NonNegative] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ohem: OHEMConfig | None = None  # {} for its defaults
+    dice: NonNegative = 0.0
+
+
+class TrainingConfig(Section):
+    """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC."""
+
+    iterations: PositiveInt = 20_000  # steps of the optimizer
+    batch_size: PositiveInt = 5  # in each process
+    accumulation: PositiveInt = 2  # batches a step
+    lr: PositiveFloat = 2.5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    classifier_factor: PositiveFloat = 10  # how much faster the classifier learns; 1 where everything starts anew
+    power: PositiveFloat = 0.9
+    lr_every: PositiveInt = 10  # steps between changes of the learning rate
+    crop: PositiveInt = 321
+    scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
+    flip: bool = True
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    workers: Annotated[int, Field(ge=0)] = 4
+    loss: LossConfig = LossConfig()
+    crf_loss: CRFLossConfig | None = None
+    evaluate_every: Annotated[int, Field(ge=0)] = 1000  # steps; 0: never
+    checkpoint_every: PositiveInt = 1000
+    log_every: PositiveInt = 10
+    tensorboard: bool = False
