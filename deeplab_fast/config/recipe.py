@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from deeplab_fast.config.section import NonNegative, Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CRFLossConfig(Section):
@@ -45,17 +47,27 @@ class LossConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC."""
+    """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC.
+
+    The learning rate falls by `power` ("poly"); in the first `warmup` steps it is multiplied by a factor that rises
+    evenly from `warmup_factor` to 1, step by step. AdamW (Loshchilov and Hutter, ICLR 2019) takes the same groups of
+    parameters as SGD, with their factors; it needs a smaller `lr` than SGD, such as 6e-5.
+    """
 
     iterations: PositiveInt = 20_000  # steps of the optimizer
     batch_size: PositiveInt = 5  # in each process
     accumulation: PositiveInt = 2  # batches a step
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 2.5e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Decay = 0.9  # of SGD
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # of AdamW
     weight_decay: NonNegative = 5e-4
     classifier_factor: PositiveFloat = 10  # how much faster the classifier learns; 1 where everything starts anew
     power: PositiveFloat = 0.9
     lr_every: PositiveInt = 10  # steps between changes of the learning rate
+    warmup: NonNegativeInt = 0  # steps
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    gradient_clip: PositiveFloat | None = None  # largest norm of all gradients together; larger ones are scaled down
     crop: PositiveInt = 321
     scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
     flip: bool = True
@@ -68,3 +80,11 @@ class TrainingConfig(Section):
     checkpoint_every: PositiveInt = 1000
     log_every: PositiveInt = 10
     tensorboard: bool = False
+
+    @field_validator("warmup")
+    @classmethod
+    def _ends(cls, warmup: int, info: ValidationInfo) -> int:
+        iterations = info.data.get("iterations")  # None if it is wrong itself
+        if iterations is not None and warmup >= iterations:
+            raise ValueError(f"is {warmup}, should be below iterations, {iterations}")
+        return warmup

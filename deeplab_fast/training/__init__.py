@@ -5,7 +5,7 @@ from __future__ import annotations
 from deeplab_fast.training.interrupts import TrainingTerminated
 from deeplab_fast.training.logs import TrainingLog, read_log
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss, dice_loss
-from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler
+from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler, warmup_factor
 from deeplab_fast.training.trainer import Trainer, TrainingResult, train
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "poly_scheduler",
     "read_log",
     "train",
+    "warmup_factor",
 ]

@@ -1,4 +1,4 @@
-"""The optimizer of DeepLab-v2's recipe: its parameter groups, and how the learning rate falls."""
+"""The optimizer of a recipe: its parameter groups, and how the learning rate rises and falls."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab_fast import models
+from deeplab_fast.config import TrainingConfig
 
 GROUPS = ("trunk weights", "trunk biases", "batch norm", "classifier weights", "classifier biases")
 
@@ -66,6 +67,18 @@ def parameter_groups(
     return groups
 
 
+def make_optimizer(model: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, for the parameters that are trained; see :func:`parameter_groups`.
+
+    Raises:
+        ValueError: if nothing is to be trained.
+    """
+    groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.classifier_factor)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=recipe.betas)
+    return torch.optim.SGD(groups, momentum=recipe.momentum)
+
+
 def poly_factor(step: int, iterations: int, power: float = 0.9, every: int = 10) -> float:
     """Factor of the learning rate in step `step`, counted from 0: (1 - step / iterations)^power, changed `every` steps.
 
@@ -75,15 +88,44 @@ def poly_factor(step: int, iterations: int, power: float = 0.9, every: int = 10)
     return max(1 - counted / iterations, 0.0) ** power
 
 
+def warmup_factor(step: int, warmup: int, start: float = 0.01) -> float:
+    """Factor of the learning rate in step `step`, counted from 0: rises evenly from `start`, is 1 from `warmup` on."""
+    return 1.0 if step >= warmup else start + (1 - start) * step / warmup
+
+
 def poly_scheduler(
-    optimizer: torch.optim.Optimizer, iterations: int, power: float = 0.9, every: int = 10
+    optimizer: torch.optim.Optimizer,
+    iterations: int,
+    power: float = 0.9,
+    every: int = 10,
+    warmup: int = 0,
+    warmup_start: float = 0.01,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A scheduler by `poly_factor`; call its `step()` after each of the optimizer's."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly_factor(step, iterations, power, every))
+    """A scheduler by :func:`poly_factor` times :func:`warmup_factor`; its `step()` is to follow the optimizer's."""
+
+    def factor(step: int) -> float:
+        return poly_factor(step, iterations, power, every) * warmup_factor(step, warmup, warmup_start)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: TrainingConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    """The :func:`poly_scheduler` of a recipe."""
+    return poly_scheduler(
+        optimizer, recipe.iterations, recipe.power, recipe.lr_every, recipe.warmup, recipe.warmup_factor
+    )
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale all gradients down together, in place, so that their norm is at most `norm`."""
+    torch.nn.utils.clip_grad_norm_(_parameters(optimizer), norm)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
 def gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
     """Whether no gradient has a NaN or an infinity in it; waits for the device."""
-    params = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    norms = [param.grad.norm() for param in params if param.grad is not None]
+    norms = [param.grad.norm() for param in _parameters(optimizer) if param.grad is not None]
     return not norms or bool(torch.isfinite(torch.stack(norms)).all())

@@ -11,7 +11,10 @@ from deeplab_fast.errors import ArgumentError
 
 # Entries of the configuration that a resumed training has to have as before.
 SAME_MODEL = ("name", "options")
-SAME_RECIPE = ("iterations", "lr", "momentum", "weight_decay", "power", "lr_every", "classifier_factor")
+SAME_RECIPE = (
+    *("iterations", "optimizer", "lr", "momentum", "betas", "weight_decay", "classifier_factor"),
+    *("power", "lr_every", "warmup", "warmup_factor"),
+)
 
 
 def check_same_training(state: dict[str, Any], config: Config, dataset: SegmentationDataset) -> None:

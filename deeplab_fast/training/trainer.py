@@ -28,7 +28,7 @@ from deeplab_fast.training.interrupts import Asked, TrainingTerminated, asked_to
 from deeplab_fast.training.loading import batches
 from deeplab_fast.training.logs import TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
-from deeplab_fast.training.optimization import gradients_are_finite, parameter_groups, poly_scheduler
+from deeplab_fast.training.optimization import clip_gradients, gradients_are_finite, make_optimizer, make_scheduler
 from deeplab_fast.training.processes import Processes, processes, share_buffers, synchronise_batch_norm
 from deeplab_fast.training.resuming import check_same_training
 
@@ -126,11 +126,8 @@ class Trainer:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group.world > 1 and device.type == "cuda":
             synchronise_batch_norm(self.model)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, self.recipe.lr, self.recipe.weight_decay, self.recipe.classifier_factor),
-            momentum=self.recipe.momentum,
-        )
-        self.scheduler = poly_scheduler(self.optimizer, self.recipe.iterations, self.recipe.power, self.recipe.lr_every)
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe)
         self.dtype = DTYPES[self.recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.crf_loss = None if self.recipe.crf_loss is None else CRFRegularisation(self.recipe.crf_loss).to(device)
@@ -254,6 +251,9 @@ class Trainer:
             total += loss.detach()
         loss_value, self._agreed = self._over_processes(total)
         self._check_finite(loss_value)
+        if self.recipe.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.optimizer, self.recipe.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()

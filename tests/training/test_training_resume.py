@@ -109,6 +109,8 @@ def begun(root, tmp_path_factory):
         ("training", {"iterations": 5}, "training.iterations: is 5, should be 4"),
         ("training", {"lr": 0.5}, "training.lr: is 0.5, should be 0.0005"),
         ("training", {"weight_decay": 0.5}, "training.weight_decay: is 0.5"),
+        ("training", {"optimizer": "adamw"}, "training.optimizer: is 'adamw', should be 'sgd'"),
+        ("training", {"warmup": 2}, "training.warmup: is 2, should be 0"),
         ("training", {"lr_every": 3}, "training.lr_every: is 3, should be 1"),
         ("training", {"classifier_factor": 1}, "training.classifier_factor: is 1.0, should be 10"),
         (None, {"seed": 5}, "seed: is 5, should be 0"),

@@ -1,0 +1,108 @@
+"""What a recipe may have beside the published one: another optimizer, warm-up, clipping."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_trainings import differences, first_weights, logged, small_config, write_set
+
+from deeplab_fast import training
+from deeplab_fast.config import parse_config
+from deeplab_fast.training import checkpoints
+from deeplab_fast.training.display import Display
+from deeplab_fast.training.processes import Processes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("options"))
+
+
+def trainer_of(config) -> training.Trainer:
+    return training.Trainer(config, torch.device("cpu"), Processes(), Display(config, shown=False))
+
+
+def in_one_go_and_in_parts(first, second, parts: list[int]) -> dict:
+    """Train both, the second in parts, and compare all they leave; the first's checkpoint."""
+    training.train(first, quiet=True)
+    for number, stop in enumerate(parts):
+        training.train(second, quiet=True, resume=number > 0, stop_after=stop)
+    training.train(second, quiet=True, resume=True)
+    whole, resumed = (checkpoints.load(config.output / "last.pth") for config in (first, second))
+    for content in (whole, resumed):
+        content["deeplab_fast"]["config"].pop("output")
+    assert differences(whole, resumed) == []
+    assert logged(first.output) == logged(second.output)
+    return whole
+
+
+# --- Optimizer -----------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_adamw_by_hand(root, tmp_path):
+    recipe = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "betas": [0.8, 0.95]}
+    trainer = trainer_of(small_config(root, tmp_path, weights=first_weights(tmp_path), **recipe))
+    parameters = dict(trainer.model.named_parameters())
+    name = "aspp.c0.weight"  # of the classifier: 10 times as fast
+    expected, batches = copy.deepcopy(parameters[name].detach()), trainer._batches()
+    mean = square = torch.zeros_like(expected)
+    for step in range(2):
+        trainer._step(batches)
+        rate = 10 * 1e-3 * (1 - step / 4) ** 0.9
+        gradient = parameters[name].grad
+        expected = expected * (1 - rate * 0.1)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        unbiased = mean / (1 - 0.8 ** (step + 1)), square / (1 - 0.95 ** (step + 1))
+        expected = expected - rate * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        torch.testing.assert_close(parameters[name].detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_with_warmup_and_clipping_resumes(root, tmp_path):
+    recipe = {"optimizer": "adamw", "lr": 1e-4, "warmup": 4, "gradient_clip": 0.5, "iterations": 6, "evaluate_every": 3}
+    configs = [small_config(root, tmp_path / name, **recipe) for name in ("whole", "parts")]
+    state = in_one_go_and_in_parts(*configs, parts=[2, 3])["optimizer"]["state"]
+    assert {"exp_avg", "exp_avg_sq"} <= state[0].keys()
+
+
+def test_warmup_rises_to_poly(root, tmp_path):
+    config = small_config(root, tmp_path, iterations=6, lr=0.01, lr_every=2, warmup=3, warmup_factor=0.1)
+    training.train(config, quiet=True)
+    poly = [1, 1, (4 / 6) ** 0.9, (4 / 6) ** 0.9, (2 / 6) ** 0.9, (2 / 6) ** 0.9]
+    warmup = [0.1, 0.4, 0.7, 1, 1, 1]
+    expected = [0.01 * one * other for one, other in zip(poly, warmup, strict=True)]
+    assert [float(line[2]) for line in logged(tmp_path)] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_gradients_are_clipped_together(root, tmp_path, clip):
+    config = small_config(root, tmp_path / "clipped", weights=first_weights(tmp_path), gradient_clip=clip)
+    gradients = []
+    for one in (
+        config,
+        config.model_copy(update={"training": config.training.model_copy(update={"gradient_clip": None})}),
+    ):
+        trainer = trainer_of(one)
+        trainer._step(trainer._batches())
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    clipped, whole = gradients
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(clipped, whole * min(1, clip / whole.norm().item()), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"optimizer": "adam"}, "training.optimizer: is 'adam': input should be 'sgd' or 'adamw'"),
+        ({"betas": [0.9, 1]}, "training.betas.1: is 1: input should be less than 1"),
+        ({"warmup": -1}, "training.warmup: is -1"),
+        ({"iterations": 20, "warmup": 20}, "training.warmup: is 20, should be below iterations, 20"),
+        ({"warmup_factor": 0}, "training.warmup_factor: is 0"),
+        ({"gradient_clip": 0}, "training.gradient_clip: is 0"),
+    ],
+)
+def test_wrong_entries(entries, said):
+    with pytest.raises(ValueError, match="test: ") as caught:
+        parse_config({"data": {"kind": "voc12", "root": "x"}, "training": entries}, "test")
+    assert said in str(caught.value)
