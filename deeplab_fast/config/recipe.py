@@ -52,6 +52,9 @@ class TrainingConfig(Section):
     The learning rate falls by `power` ("poly"); in the first `warmup` steps it is multiplied by a factor that rises
     evenly from `warmup_factor` to 1, step by step. AdamW (Loshchilov and Hutter, ICLR 2019) takes the same groups of
     parameters as SGD, with their factors; it needs a smaller `lr` than SGD, such as 6e-5.
+
+    Stages that are `frozen` are not trained, and their batch norm stays as it is: the first so many, or those named,
+    layer1 to layer5 of a ResNet, conv1 to conv5 of VGG, down1 to down5 of U-Net.
     """
 
     iterations: PositiveInt = 20_000  # steps of the optimizer
@@ -59,6 +62,7 @@ class TrainingConfig(Section):
     accumulation: PositiveInt = 2  # batches a step
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 2.5e-4
+    frozen: NonNegativeInt | list[str] = 0
     momentum: Decay = 0.9  # of SGD
     betas: tuple[Decay, Decay] = (0.9, 0.999)  # of AdamW
     weight_decay: NonNegative = 5e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -163,8 +164,8 @@ def parse_config(entries: dict[str, Any], source: str) -> Config:
 
 
 def _described(error: Any) -> str:
-    # Of an entry that may be a list or a dictionary, pydantic names the kind, too: list[constrained-float].
-    place = ".".join(part for part in map(str, error["loc"]) if not part.endswith("]"))
+    # Of an entry that may be of several kinds, pydantic names the kind, too: constrained-int, list[str].
+    place = ".".join(part for part in map(str, error["loc"]) if not re.fullmatch(r"constrained-\w+|.*\]", part))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{place}: is missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deeplab_fast.training.freezing import freeze, trunk_stages
 from deeplab_fast.training.interrupts import TrainingTerminated
 from deeplab_fast.training.logs import TrainingLog, read_log
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss, dice_loss
@@ -16,10 +17,12 @@ __all__ = [
     "TrainingResult",
     "TrainingTerminated",
     "dice_loss",
+    "freeze",
     "parameter_groups",
     "poly_factor",
     "poly_scheduler",
     "read_log",
     "train",
+    "trunk_stages",
     "warmup_factor",
 ]

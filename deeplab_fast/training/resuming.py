@@ -12,7 +12,7 @@ from deeplab_fast.errors import ArgumentError
 # Entries of the configuration that a resumed training has to have as before.
 SAME_MODEL = ("name", "options")
 SAME_RECIPE = (
-    *("iterations", "optimizer", "lr", "momentum", "betas", "weight_decay", "classifier_factor"),
+    *("iterations", "optimizer", "frozen", "lr", "momentum", "betas", "weight_decay", "classifier_factor"),
     *("power", "lr_every", "warmup", "warmup_factor"),
 )
 

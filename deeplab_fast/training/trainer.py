@@ -24,6 +24,7 @@ from deeplab_fast.errors import ArgumentError
 from deeplab_fast.training import checkpoints, preparing
 from deeplab_fast.training.checkpoints import BEST, LAST
 from deeplab_fast.training.display import Display
+from deeplab_fast.training.freezing import freeze
 from deeplab_fast.training.interrupts import Asked, TrainingTerminated, asked_to_stop
 from deeplab_fast.training.loading import batches
 from deeplab_fast.training.logs import TrainingLog
@@ -122,6 +123,7 @@ class Trainer:
         first = config.model if state is None else config.model.model_copy(update={"weights": None})
         self.model, notes = make_model(first, self.dataset.num_classes)
         self.notes += notes
+        freeze(self.model, self.recipe.frozen)
         # torch's types lack its argument memory_format.
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group.world > 1 and device.type == "cuda":

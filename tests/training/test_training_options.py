@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_trainings import differences, first_weights, logged, small_config, write_set
 
-from deeplab_fast import training
+from deeplab_fast import models, training
 from deeplab_fast.config import parse_config
 from deeplab_fast.training import checkpoints
 from deeplab_fast.training.display import Display
@@ -91,6 +91,51 @@ def test_gradients_are_clipped_together(root, tmp_path, clip):
     torch.testing.assert_close(clipped, whole * min(1, clip / whole.norm().item()), rtol=1e-4, atol=1e-9)
 
 
+# --- Frozen stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deeplabv2_small", ["layer1", "layer2", "layer3", "layer4", "layer5"]),
+        ("deeplabv2_resnet101", ["layer1", "layer2", "layer3", "layer4", "layer5"]),
+        ("deeplabv2_vgg16", ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]),
+    ],
+)
+def test_stages(name, expected):
+    with torch.device("meta"):
+        assert list(training.trunk_stages(models.create(name, 5))) == expected
+
+
+@pytest.mark.parametrize(
+    ("frozen", "prefixes"), [(2, ("layer1.", "layer2.")), (["layer2", "layer4.block1"], ("layer2.", "layer4.block1."))]
+)
+def test_frozen_stages_stay(root, tmp_path, frozen, prefixes):
+    weights = first_weights(tmp_path)
+    config = small_config(root, tmp_path / "out", {"msc": False}, weights, frozen=frozen, iterations=2)
+    training.train(config, quiet=True)
+    before = torch.load(weights, weights_only=True)
+    after = checkpoints.load(tmp_path / "out" / "last.pth")["model"]
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == name.startswith(prefixes), name
+
+
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [
+        (6, "training.frozen: is 6, should be at most 5, the number of stages: layer1, layer2, layer3, layer4, layer5"),
+        (
+            ["layer6"],
+            "training.frozen: is 'layer6', should be layer1, layer2, layer3, layer4 or layer5, or the name of",
+        ),
+        (["layer1", "layer2", "layer3", "layer4", "layer5", "aspp"], "has no parameter that requires a gradient"),
+    ],
+)
+def test_what_cannot_be_frozen(root, tmp_path, frozen, said):
+    with pytest.raises(ValueError, match=said):
+        trainer_of(small_config(root, tmp_path, frozen=frozen))
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
@@ -100,6 +145,8 @@ def test_gradients_are_clipped_together(root, tmp_path, clip):
         ({"iterations": 20, "warmup": 20}, "training.warmup: is 20, should be below iterations, 20"),
         ({"warmup_factor": 0}, "training.warmup_factor: is 0"),
         ({"gradient_clip": 0}, "training.gradient_clip: is 0"),
+        ({"frozen": -1}, "training.frozen: is -1: input should be greater than or equal to 0"),
+        ({"frozen": "layer1"}, "training.frozen: is 'layer1': input should be a valid"),
     ],
 )
 def test_wrong_entries(entries, said):
