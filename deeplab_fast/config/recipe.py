@@ -55,6 +55,10 @@ class TrainingConfig(Section):
 
     Stages that are `frozen` are not trained, and their batch norm stays as it is: the first so many, or those named,
     layer1 to layer5 of a ResNet, conv1 to conv5 of VGG, down1 to down5 of U-Net.
+
+    With `ema` the weights that are evaluated and saved are a moving average, of which that share stays in a step.
+    After `early_stopping` evaluations in a row without a better mean IoU a training ends. `keep` is the number of
+    earlier checkpoints, step-N.pth, that are kept beside last.pth and best.pth: one every `checkpoint_every` steps.
     """
 
     iterations: PositiveInt = 20_000  # steps of the optimizer
@@ -71,6 +75,7 @@ class TrainingConfig(Section):
     lr_every: PositiveInt = 10  # steps between changes of the learning rate
     warmup: NonNegativeInt = 0  # steps
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # 0.999, for example
     gradient_clip: PositiveFloat | None = None  # largest norm of all gradients together; larger ones are scaled down
     crop: PositiveInt = 321
     scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
@@ -81,7 +86,9 @@ class TrainingConfig(Section):
     loss: LossConfig = LossConfig()
     crf_loss: CRFLossConfig | None = None
     evaluate_every: Annotated[int, Field(ge=0)] = 1000  # steps; 0: never
+    early_stopping: PositiveInt | None = None  # evaluations
     checkpoint_every: PositiveInt = 1000
+    keep: NonNegativeInt = 0
     log_every: PositiveInt = 10
     tensorboard: bool = False
 
@@ -92,3 +99,10 @@ class TrainingConfig(Section):
         if iterations is not None and warmup >= iterations:
             raise ValueError(f"is {warmup}, should be below iterations, {iterations}")
         return warmup
+
+    @field_validator("early_stopping")
+    @classmethod
+    def _evaluated(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and info.data.get("evaluate_every") == 0:
+            raise ValueError(f"is {patience}, should be null where evaluate_every is 0: nothing is evaluated")
+        return patience

@@ -7,7 +7,8 @@ from deeplab_fast.training.interrupts import TrainingTerminated
 from deeplab_fast.training.logs import TrainingLog, read_log
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss, dice_loss
 from deeplab_fast.training.optimization import parameter_groups, poly_factor, poly_scheduler, warmup_factor
-from deeplab_fast.training.trainer import Trainer, TrainingResult, train
+from deeplab_fast.training.result import TrainingResult
+from deeplab_fast.training.trainer import Trainer, train
 
 __all__ = [
     "CRFRegularisation",

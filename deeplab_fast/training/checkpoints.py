@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from deeplab_fast.files import atomic_write
 from deeplab_fast.models import weight_files
 
 LAST, BEST = "last.pth", "best.pth"
+_STEP = re.compile(r"step-[1-9]\d*\.pth$")
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -54,9 +57,27 @@ def load(path: Path) -> dict[str, Any]:
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"checkpoint {path}: has no {', '.join(missing)}, should be one of a training")
-    trained = {name: content[name] for name in ("model", "optimizer")}
+    trained = {name: content[name] for name in ("model", "ema", "optimizer") if name in content}
     weight_files.check_finite(path, weight_files.tensors_in(trained), "checkpoint")
     return content
+
+
+def kept(folder: Path) -> dict[int, Path]:
+    """The checkpoints of earlier steps in a folder, step-N.pth, by N, in order."""
+    found = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.pth") if _STEP.match(path.name)}
+    return dict(sorted(found.items()))
+
+
+def keep(folder: Path, step: int, count: int) -> None:
+    """Copy `last.pth`, of step `step`, to `step-N.pth`, and remove all such of earlier steps but `count` - 1.
+
+    Raises:
+        OSError: if it cannot be written; nothing is removed then.
+    """
+    with open(folder / LAST, "rb") as last:
+        atomic_write(folder / f"step-{step}.pth", lambda file: shutil.copyfileobj(last, file), sync=True)
+    for number in [number for number in kept(folder) if number <= step][:-count]:
+        (folder / f"step-{number}.pth").unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:

@@ -35,7 +35,8 @@ def dataset(config: DataConfig, split: str, group: Processes) -> SegmentationDat
 
 def checkpoint(folder: Path, resume: bool | Literal["auto"], group: Processes) -> dict[str, Any] | None:
     """What to go on from; None for a new training, whose folder has to be free of others."""
-    there = group.gathered([name for name in (LAST, BEST) if (folder / name).exists()])[0]
+    found = [folder / name for name in (LAST, BEST) if (folder / name).exists()]
+    there = group.gathered([path.name for path in (*found, *checkpoints.kept(folder).values())])[0]
     if LAST in there if resume == "auto" else resume:
         return checkpoints.load(folder / LAST)
     if there:

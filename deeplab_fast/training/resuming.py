@@ -13,7 +13,7 @@ from deeplab_fast.errors import ArgumentError
 SAME_MODEL = ("name", "options")
 SAME_RECIPE = (
     *("iterations", "optimizer", "frozen", "lr", "momentum", "betas", "weight_decay", "classifier_factor"),
-    *("power", "lr_every", "warmup", "warmup_factor"),
+    *("power", "lr_every", "warmup", "warmup_factor", "ema"),
 )
 
 

@@ -8,8 +8,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +20,7 @@ from deeplab_fast.config.build import make_model
 from deeplab_fast.config.device import DTYPES, device_of
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.training import checkpoints, preparing
+from deeplab_fast.training.averaging import WeightAverage
 from deeplab_fast.training.checkpoints import BEST, LAST
 from deeplab_fast.training.display import Display
 from deeplab_fast.training.freezing import freeze
@@ -31,26 +30,8 @@ from deeplab_fast.training.logs import TrainingLog
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import clip_gradients, gradients_are_finite, make_optimizer, make_scheduler
 from deeplab_fast.training.processes import Processes, processes, share_buffers, synchronise_batch_norm
+from deeplab_fast.training.result import TrainingResult
 from deeplab_fast.training.resuming import check_same_training
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a training ended.
-
-    Attributes:
-        step: steps done, with those before it was resumed.
-        mean_iou: of the last evaluation; None if there was none.
-        best_mean_iou: of the best checkpoint.
-        last: the newest checkpoint.
-        best: that with the best mean IoU; None if there was no evaluation.
-    """
-
-    step: int
-    mean_iou: float | None
-    best_mean_iou: float | None
-    last: Path
-    best: Path | None
 
 
 def train(
@@ -62,7 +43,8 @@ def train(
     `training.checkpoint_every` steps and at the end, `best.pth` after an evaluation that is better than all before,
     `log.csv` as it goes, all in `config.output`. Resumed on a CPU, a training gives the bits of one that was never
     interrupted: weights, optimizer, learning rate, order of samples, augmentation and dropout. An evaluation that was
-    due and did not come to its end is made first.
+    due and did not come to its end is made first. `training.ema`, `training.early_stopping` and `training.keep` have
+    more checkpoints, others, or an earlier end: see `deeplab_fast.config.TrainingConfig`.
 
     Before the first step of a new training the data are looked at: the headers of all files of the validation set,
     and labels, as many as it takes to see each class; see `training.first_look`.
@@ -110,6 +92,7 @@ class Trainer:
         loss = SegmentationLoss.of(self.recipe.loss, self.dataset.classes, self.dataset.ignore_index)
         self.loss = loss.to(device)
         self.step, self.evaluated, self.best = 0, 0, -math.inf
+        self.stale = 0  # evaluations since the best
         self.mean_iou: float | None = None
         self._asked: Asked = lambda: None
         self._agreed: signal.Signals | None = None
@@ -128,6 +111,7 @@ class Trainer:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group.world > 1 and device.type == "cuda":
             synchronise_batch_norm(self.model)
+        self.average = None if self.recipe.ema is None else WeightAverage(self.model, self.recipe.ema)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe)
         self.dtype = DTYPES[self.recipe.precision]
@@ -149,14 +133,17 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         check_same_training(state, self.config, self.dataset)
-        self.model.load_state_dict(state["model"])
+        if self.average is None:
+            self.model.load_state_dict(state["model"])
+        else:
+            self.average.restore(self.model, state["model"], state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # else it was not in float16, and there is nothing to restore
             self.scaler.load_state_dict(state["scaler"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.best, self.mean_iou = state["step"], state["best"], state["mean_iou"]
-        self.evaluated = state.get("evaluated", self.step)
+        self.evaluated, self.stale = state.get("evaluated", self.step), state.get("stale", 0)
         if self.group.rank < len(state["random"]):
             checkpoints.restore_random_state(state["random"][self.group.rank])
 
@@ -198,16 +185,18 @@ class Trainer:
             None if self.best == -math.inf else self.best,
             self.config.output / LAST,
             best if best.exists() and self.best > -math.inf else None,
+            self._is_stale,
         )
 
     def _run_to(self, end: int) -> None:
         if self._is_due(self.recipe.evaluate_every) and self.evaluated != self.step:
             self._evaluate()  # of before, when it was interrupted
             self._save(LAST)
+        self._keep()
         batch_iterator = self._batches()
         images_per_step = self.recipe.batch_size * self.recipe.accumulation * self.group.world
         seconds, done, saved = 0.0, 0, self.step  # seconds in steps, not in evaluations
-        while self.step < end:
+        while self.step < end and not self._is_stale:
             begun, lr = time.perf_counter(), self.lr  # of this step; after it, that of the next
             loss = self._step(batch_iterator)
             self.step += 1
@@ -226,8 +215,14 @@ class Trainer:
             if evaluating:
                 self._evaluate()
                 self._save(LAST)
+            self._keep()
         if saved != self.step:
             self._save(LAST)
+
+    @property
+    def _is_stale(self) -> bool:
+        """Whether so many evaluations were no better that the training ends."""
+        return self.recipe.early_stopping is not None and self.stale >= self.recipe.early_stopping
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.recipe.iterations)
@@ -259,6 +254,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update(self.model)
         self.sampler.advance(self.recipe.batch_size * self.recipe.accumulation * self.group.world)
         return loss_value
 
@@ -306,11 +303,18 @@ class Trainer:
 
     # --- Evaluating and saving -------------------------------------------------------------------------------------
 
+    @property
+    def _result(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        return self.model if self.average is None else self.average.model
+
     def _evaluation(self) -> evaluation.EvaluationResult:
         """Of all processes together; a signal ends it, and it is made when the training is resumed."""
         assert self.validation is not None  # as training.evaluate_every says
-        share_buffers(self.model, self.group)
-        predictor = evaluation.Predictor(self.model, self.dataset.num_classes, device=self.device, autocast=self.dtype)
+        share_buffers(self._result, self.group)
+        predictor = evaluation.Predictor(
+            self._result, self.dataset.num_classes, device=self.device, autocast=self.dtype
+        )
         with self.display.bar("evaluation", len(self.validation)) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -348,9 +352,12 @@ class Trainer:
             self.display.note(f"left out: {problem}")
         if math.isnan(scores.mean_iou):
             self.display.note(f"data.val: {self.config.data.val} has no labelled pixel, so no checkpoint is the best")
+        self.stale += 1
         if scores.mean_iou > self.best:
-            self.best = scores.mean_iou
+            self.best, self.stale = scores.mean_iou, 0
             self._save(BEST)
+        if self._is_stale:
+            self.display.note(f"step {self.step}: ends here, {self.stale} evaluations in a row were no better")
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, from the first process; all have to call it."""
@@ -358,7 +365,7 @@ class Trainer:
         if not self.group.is_first:
             return
         content = {
-            "model": self.model.state_dict(),
+            "model": self._result.state_dict(),
             "deeplab_fast": {
                 "config": self.config.model_dump(mode="json"),
                 "classes": list(self.dataset.classes),
@@ -368,6 +375,7 @@ class Trainer:
             "best": self.best,
             "evaluated": self.evaluated,
             "mean_iou": self.mean_iou,
+            "stale": self.stale,
         }
         if name == LAST:
             content |= {
@@ -376,5 +384,11 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "random": random,
+                "ema": None if self.average is None else self.average.state_of(self.model),
             }
         checkpoints.save(self.config.output / name, content)
+
+    def _keep(self) -> None:
+        """Keep the checkpoint that was just saved, if it is to be kept."""
+        if self.group.is_first and self.recipe.keep and self.step and self._is_due(self.recipe.checkpoint_every):
+            checkpoints.keep(self.config.output, self.step, self.recipe.keep)
