@@ -98,6 +98,7 @@ def crf_eval_command(
                 presets=presets or [build.crf_parameters(read.crf)],
                 progress=progress,
                 device=chosen,
+                count_background=read.evaluation.count_background,
             )
         _report(results, path)
 

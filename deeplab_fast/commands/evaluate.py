@@ -17,7 +17,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.options import Config, Crf, Debug, Device, SaveScores, Set, Tile, WeightsKey
+from deeplab_fast.commands.options import Config, Crf, Debug, Device, Flip, SaveScores, Set, Tile, WeightsKey
 
 if TYPE_CHECKING:
     from deeplab_fast.config import Config as Entries
@@ -47,6 +47,7 @@ def evaluate_command(
         Path | None, typer.Option(help="The same as NAME.npy, which is larger.", show_default=False)
     ] = None,
     tile: Tile = None,
+    flip: Flip = False,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
@@ -73,7 +74,9 @@ def evaluate_command(
         if loaded.num_classes != dataset.num_classes:
             raise WrongUse(f"the weights have {loaded.num_classes} classes, the set has {dataset.num_classes}")
         with processes(chosen) as group, progress_bar("evaluation") as progress:
-            predictor = build.make_predictor(loaded.model, dataset.num_classes, read, chosen, crf, tile)
+            predictor = build.make_predictor(
+                loaded.model, dataset.num_classes, read, chosen, with_crf=crf, tile=tile, flip=flip
+            )
             result = evaluation.evaluate(
                 predictor,
                 dataset,
@@ -86,6 +89,7 @@ def evaluate_command(
                 rank=group.rank,
                 world=group.world,
                 on_problem=read.data.on_error,
+                count_background=read.evaluation.count_background,
             )
         if is_first_process():
             _report(result, list(dataset.classes), out or read.output, folders)

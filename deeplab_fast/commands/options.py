@@ -40,6 +40,7 @@ SaveScores = Annotated[
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with the dense CRF of the configuration.")]
 Tile = Annotated[int | None, typer.Option(min=32, help="Cut larger images into tiles of this side, pixels.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Also predict photos mirrored, and take the mean of both.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (default: as the configuration).")]
 Kind = Annotated[
     str,

@@ -15,7 +15,7 @@ from deeplab_fast.commands.common import (
     reported,
     warnings_as_notes,
 )
-from deeplab_fast.commands.options import Crf, Debug, Device, SaveScores, Tile, WeightsKey
+from deeplab_fast.commands.options import Crf, Debug, Device, Flip, SaveScores, Tile, WeightsKey
 
 
 def predict_command(
@@ -36,6 +36,7 @@ def predict_command(
         bool, typer.Option("--skip-errors", help="Go on without photos that cannot be read, and list them.")
     ] = False,
     tile: Tile = None,
+    flip: Flip = False,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
@@ -48,7 +49,9 @@ def predict_command(
         read = None if config is None else configuration(config, None)
         loaded = network_of(weights, read, key)
         chosen = chosen_device(device, loaded.config.device if loaded.config else "auto")
-        predictor = build.make_predictor(loaded.model, loaded.num_classes, loaded.config, chosen, crf, tile)
+        predictor = build.make_predictor(
+            loaded.model, loaded.num_classes, loaded.config, chosen, with_crf=crf, tile=tile, flip=flip
+        )
         with progress_bar("prediction") as progress:
             result = evaluation.predict(
                 predictor,

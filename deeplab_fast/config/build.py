@@ -123,9 +123,16 @@ def crf_parameters(config: CRFConfig) -> CRFParameters:
 
 
 def make_predictor(
-    model: nn.Module, num_classes: int, config: Config | None, device: torch.device, with_crf: bool, tile: int | None
+    model: nn.Module,
+    num_classes: int,
+    config: Config | None,
+    device: torch.device,
+    *,
+    with_crf: bool = False,
+    tile: int | None = None,
+    flip: bool = False,
 ) -> Predictor:
-    """A predictor as the configuration has it; without one, the defaults. `tile`, if given, replaces its tile."""
+    """A predictor as the configuration has it; without one, the defaults. `tile` and `flip`, if given, replace its."""
     entries = EvaluationConfig() if config is None else config.evaluation
     return Predictor(
         model,
@@ -135,4 +142,5 @@ def make_predictor(
         autocast=DTYPES[entries.precision],
         uint8_wrap=entries.uint8_wrap,
         tile=entries.tile if tile is None else tile,
+        flip=entries.flip or flip,
     )

@@ -108,11 +108,17 @@ class CRFConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How images are predicted."""
+    """How images are predicted, and scored.
+
+    `flip` adds the scores of the photo mirrored left to right, in eval and predict, not while a training evaluates.
+    Without `count_background` mean IoU and mean accuracy are over the classes from 1 on, while training, too.
+    """
 
     batch_size: PositiveInt = 1  # of images of equal shape
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     tile: Annotated[int, Field(ge=32)] | None = None  # cut larger images into tiles of this side, pixels
+    flip: bool = False
+    count_background: bool = True
     uint8_wrap: bool = False  # reproduces CRF scores published with a popular reimplementation
     workers: Annotated[int, Field(ge=0)] = 0
 

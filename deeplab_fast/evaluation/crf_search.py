@@ -104,6 +104,7 @@ def search(
     seed: int = 0,
     presets: Sequence[str | CRFParameters] = ("deeplab",),
     device: torch.device | str = "cpu",
+    count_background: bool = True,
 ) -> list[SearchResult]:
     """Scores of a set with many CRFs, from the network's scores that `evaluate(save_logits=…)` saved.
 
@@ -122,6 +123,7 @@ def search(
         seed: of the draw.
         presets: names of presets, or parameters, to start from: each with all values of the grid.
         device: where to compute.
+        count_background: see :class:`deeplab_fast.evaluation.ConfusionMatrix`.
 
     Returns:
         The scores without CRF first; then the others, best mean IoU first.
@@ -132,7 +134,7 @@ def search(
     """
     tried = combinations(grid, random, seed, presets)
     paths = _with_scores(Path(logits_dir), dataset, limit, skip_missing)
-    counts = _Counts(tried, dataset)
+    counts = _Counts(tried, dataset, count_background)
     done, total = itertools.count(1), len(paths) * len(tried)
     for index, path in paths.items():  # images outside: each is read once
         sample = _labelled(dataset[index])
@@ -148,9 +150,12 @@ def search(
 class _Counts:
     """What is counted, and the seconds that it took: first without CRF, then with each set of parameters."""
 
-    def __init__(self, tried: Sequence[CRFParameters], dataset: Any):
+    def __init__(self, tried: Sequence[CRFParameters], dataset: Any, count_background: bool = True):
         self.tried = tried
-        self.matrices = [ConfusionMatrix(dataset.num_classes, dataset.ignore_index) for _ in [None, *tried]]
+        self.matrices = [
+            ConfusionMatrix(dataset.num_classes, dataset.ignore_index, count_background=count_background)
+            for _ in [None, *tried]
+        ]
         self.seconds = [0.0] * len(self.matrices)
 
     def add(self, sample: Any, scores: ScoreMap, device: torch.device | str) -> Iterator[None]:

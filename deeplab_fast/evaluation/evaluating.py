@@ -60,6 +60,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     on_problem: Literal["raise", "skip"] = "raise",
+    count_background: bool = True,
 ) -> EvaluationResult:
     """Predict every image of a set once and compare with its labels.
 
@@ -83,6 +84,7 @@ def evaluate(
         world: how many processes share the set.
         on_problem: "skip" goes on without an image that cannot be read or does not fit in memory, or for which the
             network returns NaN or infinity, and lists it.
+        count_background: see :class:`ConfusionMatrix`.
 
     Raises:
         DestinationError, OSError: before any work, for files that cannot or must not be written; see
@@ -101,7 +103,11 @@ def evaluate(
     with_crf = predictor.crf is not None if with_crf is None else with_crf
     if with_crf and predictor.crf is None:
         raise ArgumentError("with_crf", True, "False for a predictor without a CRF")
-    run = _Run(predictor, dataset, with_crf, folders, logits_dtype, on_problem == "skip", progress)
+    matrices = [
+        ConfusionMatrix(predictor.num_classes, dataset.ignore_index, count_background=count_background)
+        for _ in range(1 + with_crf)
+    ]
+    run = _Run(predictor, dataset, matrices, folders, logits_dtype, on_problem == "skip", progress)
     start = time.perf_counter()
     failure: Exception | None = None
     try:
@@ -156,17 +162,16 @@ class _Run:
         self,
         predictor: Predictor,
         dataset: Any,
-        with_crf: bool,
+        matrices: list[ConfusionMatrix],
         folders: dict[str, Path],
         logits_dtype: type[np.floating],
         skip: bool,
         progress: Progress | None,
     ):
-        self.predictor, self.dataset, self.with_crf = predictor, dataset, with_crf
+        self.predictor, self.dataset, self.with_crf = predictor, dataset, len(matrices) > 1
         self.folders, self.logits_dtype = folders, logits_dtype
         self.skip, self.progress = skip, progress
-        self.matrix = ConfusionMatrix(predictor.num_classes, dataset.ignore_index)
-        self.matrix_crf = ConfusionMatrix(predictor.num_classes, dataset.ignore_index) if with_crf else None
+        self.matrix, self.matrix_crf = matrices[0], matrices[1] if len(matrices) > 1 else None
         self.images = self.done = self.total = 0
         self.problems: list[str] = []
 

@@ -21,6 +21,8 @@ class ConfusionMatrix:
         num_classes: K, at least 1.
         ignore_index: label of pixels that do not count.
         device: where the counts are kept.
+        count_background: whether class 0 is one of those that mean IoU and mean accuracy are the means of; its pixels
+            are counted in any case.
 
     Attributes:
         counts: int64 (K, K), pixels by [truth, predicted].
@@ -30,13 +32,21 @@ class ConfusionMatrix:
         ValueError: if it is less than 1.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        device: torch.device | str = "cpu",
+        *,
+        count_background: bool = True,
+    ):
         if isinstance(num_classes, bool) or not isinstance(num_classes, int):
             raise ArgumentTypeError("num_classes", num_classes, "a whole number")
         if num_classes < 1:
             raise ArgumentError("num_classes", num_classes, "at least 1")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.count_background = count_background
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def __repr__(self) -> str:
@@ -98,7 +108,7 @@ class ConfusionMatrix:
 
     def scores(self) -> Scores:
         """The scores of what has been counted so far."""
-        return scores_of(self.counts.cpu().numpy())
+        return scores_of(self.counts.cpu().numpy(), () if self.count_background else (0,))
 
 
 def _labels(name: str, labels: Tensor | NDArray) -> Tensor:

@@ -63,6 +63,8 @@ class Predictor:
             cast to uint8, where negative numbers wrap around. Reproduces scores published with it.
         tile: cut every image that is larger into overlapping tiles of this side, pixels, whether memory is short or
             not. A pixel gets the result of the tile whose centre is nearest; the CRF runs in each tile.
+        flip: also predict the photo mirrored, left to right, and take the mean of both scores: twice the work, often
+            a little better.
 
     Raises:
         TypeError: if `model` or `crf` is no module.
@@ -79,6 +81,7 @@ class Predictor:
         autocast: torch.dtype | None = None,
         uint8_wrap: bool = False,
         tile: int | None = None,
+        flip: bool = False,
     ):
         for name, module in (("model", model), ("crf", crf)):
             if not isinstance(module, nn.Module) and not (name == "crf" and module is None):
@@ -97,6 +100,7 @@ class Predictor:
         self.autocast = autocast
         self.uint8_wrap = uint8_wrap
         self.tile = tile
+        self.flip = flip
         self._most_pixels: float = float("inf")  # of a batch; lowered whenever one did not fit
 
     # --- What users call -------------------------------------------------------------------------------------------
@@ -171,6 +175,11 @@ class Predictor:
         return [{name: array[n].copy() for name, array in arrays.items()} for n in range(len(images))]
 
     def _scores(self, x: Tensor) -> Tensor:
+        scores = self._scores_of(x)
+        return (scores + self._scores_of(x.flip(-1)).flip(-1)) / 2 if self.flip else scores
+
+    def _scores_of(self, x: Tensor) -> Tensor:
+        """The network's, float32 (N, K, h, w)."""
         self.model.eval()
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             scores = self.model(x)

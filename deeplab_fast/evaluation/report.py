@@ -72,8 +72,14 @@ def table(scores: Scores, classes: Sequence[str], after: Scores | None = None) -
     for field, name in _SUMMARY.items():
         values = [_percent(getattr(one, field)) for one in all_scores]
         blank = [""] * len(values)
+        name += _without(scores, classes) if field in ("mean_accuracy", "mean_iou") else ""
         made.add_row(name, *([*blank, *values] if "accuracy" in field else [*values, *blank]), style="bold")
     return made
+
+
+def _without(scores: Scores, classes: Sequence[str]) -> str:
+    """What a mean over the classes leaves out, to be written behind its name."""
+    return f" without {', '.join(classes[k] for k in scores.uncounted)}" if scores.uncounted else ""
 
 
 def as_dict(scores: Scores, classes: Sequence[str], matrix: ConfusionMatrix | None = None) -> dict[str, Any]:
@@ -84,6 +90,8 @@ def as_dict(scores: Scores, classes: Sequence[str], matrix: ConfusionMatrix | No
     """
     _check_classes(scores, classes)
     made: dict[str, Any] = {field: _number(getattr(scores, field)) for field in _SUMMARY}
+    if scores.uncounted:
+        made["not_in_means"] = [classes[k] for k in scores.uncounted]
     made["classes"] = [
         {"name": name, "iou": _number(iou), "accuracy": _number(accuracy)}
         for name, iou, accuracy in zip(classes, scores.iou, scores.accuracy, strict=True)
@@ -182,7 +190,7 @@ def _draw_bars(axes: Axes, scores: Scores, classes: Sequence[str], size: float) 
         axes.text(values[row] + 1, row, text, va="center", fontsize=size - 1, bbox=_ON_WHITE)
     if not np.isnan(scores.mean_iou):
         axes.axvline(100 * scores.mean_iou, color="#e45756", linewidth=1)
-    axes.set_title(f"IoU, %   (mean {_percent(scores.mean_iou)}, line)")
+    axes.set_title(f"IoU, %   (mean{_without(scores, classes)} {_percent(scores.mean_iou)}, line)")
 
 
 def _draw_confusion(axes: Axes, matrix: ConfusionMatrix, classes: Sequence[str], size: float) -> None:

@@ -332,6 +332,7 @@ class Trainer:
                     rank=self.group.rank,
                     world=self.group.world,
                     on_problem=self.config.data.on_error,
+                    count_background=self.config.evaluation.count_background,
                 )
             except Exception as error:  # one process's failure is raised in all of them
                 _, self._agreed = self._over_processes(torch.zeros((), device=self.device))

@@ -103,6 +103,25 @@ def test_scores_are_those_of_the_saved_labels(trained, evaluated, report, saved)
     assert pictures.read_image(evaluated / f"{report}.png").shape[2] == 3
 
 
+def test_eval_with_flip_and_without_background(trained, evaluated, tmp_path):
+    words = ["eval", "-c", trained / "config.yaml", "-o", tmp_path, "--save-png", tmp_path / "png"]
+    result = succeeds(call(*words, "--flip", "--set", "evaluation.count_background=false"))
+    assert "mean IoU without background" in result.stdout
+    found = json.loads((tmp_path / "eval.json").read_text())
+    plain = json.loads((evaluated / "plain" / "eval.json").read_text())
+    assert found["confusion"] != plain["confusion"]  # flipped
+    iou = [one["iou"] for one in found["classes"] if one["iou"] is not None]
+    assert found["mean_iou"] == pytest.approx(np.mean(iou[1:]), abs=1e-9)
+    assert found["not_in_means"] == ["background"]
+    assert "not_in_means" not in plain
+
+    photos = sorted((trained / "set" / "JPEGImages").glob("val_*"))
+    succeeds(call("predict", *photos, "-w", trained / "run" / "best.pth", "-o", tmp_path / "labelled", "--flip"))
+    for path in photos:
+        name = f"{path.stem}.png"
+        np.testing.assert_array_equal(labels_of(tmp_path / "labelled" / name), labels_of(tmp_path / "png" / name))
+
+
 def test_crf_eval_searches_on_the_saved_scores(trained, evaluated, tmp_path):
     words = ["crf-eval", "-c", trained / "config.yaml", "--logits", evaluated / "logits", "-o"]
     result = succeeds(call(*words, tmp_path / "new" / "all.csv", "--pos-w", "0,3", "--iterations", "2,10"))

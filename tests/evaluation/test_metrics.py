@@ -35,6 +35,17 @@ def test_classes_that_the_truth_lacks_are_left_out_of_the_means_but_cost_those_t
     assert scores.mean_iou == scores.iou[0] == scores.mean_accuracy == scores.frequency_weighted_iou == 0.75
 
 
+def test_background_is_left_out_of_the_means_but_costs_what_it_was_taken_for():
+    truth, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2]
+    whole, scores = counted(truth, predicted).scores(), counted(truth, predicted, count_background=False).scores()
+    assert scores.mean_iou == pytest.approx((1 / 3 + 1) / 2)
+    assert scores.mean_accuracy == pytest.approx((1 / 2 + 1) / 2)
+    assert scores.pixel_accuracy == whole.pixel_accuracy
+    assert scores.frequency_weighted_iou == whole.frequency_weighted_iou
+    np.testing.assert_array_equal(scores.iou, whole.iou)
+    assert np.isnan(counted([0, 0], [0, 1], count_background=False).scores().mean_iou)
+
+
 def test_perfect():
     labels = np.arange(3).repeat(5)
     scores = counted(labels, labels).scores()

@@ -57,6 +57,30 @@ def test_labels_and_probabilities_without_crf():
     assert model.seen == [(3, 3, 24, 32)] * 2
 
 
+class Shifting(Colours):
+    """A network that is not the same from left to right."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        return super().forward(x).roll(1, dims=-1)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_flip_is_the_mean_with_the_mirrored_photo(tile):
+    batch, size = images(0, 1, size=(24, 64)), (24, 64)
+    plain, flipped = Predictor(Shifting(), 4, tile=tile), Predictor(Shifting(), 4, tile=tile, flip=True)
+    if tile is None:
+        whole = plain.predict(batch, logits=True)
+        mirrored = plain.predict([np.ascontiguousarray(one[:, ::-1]) for one in batch], logits=True)
+        mean = np.stack([(one.logits + two.logits[..., ::-1]) / 2 for one, two in zip(whole, mirrored, strict=True)])
+        np.testing.assert_allclose([one.logits for one in flipped.predict(batch, logits=True)], mean, rtol=1e-6)
+        scores = nn.functional.interpolate(torch.from_numpy(mean), size, mode="bilinear", align_corners=False)
+        np.testing.assert_array_equal(np.stack(flipped.labels(batch)), scores.argmax(1).numpy())
+    back = [one[:, ::-1] for one in flipped.labels([np.ascontiguousarray(one[:, ::-1]) for one in batch])]
+    np.testing.assert_array_equal(np.stack(back), np.stack(flipped.labels(batch)))
+    assert not np.array_equal(np.stack(flipped.labels(batch)), np.stack(plain.labels(batch)))
+
+
 def test_the_network_gets_channels_last():
     class Strides(Colours):
         def forward(self, x):
