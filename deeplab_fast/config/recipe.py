@@ -46,6 +46,29 @@ class LossConfig(Section):
     dice: NonNegative = 0.0
 
 
+class ColorJitterConfig(Section):
+    """Arguments of `deeplab_fast.data.ColorJitter`: factors from 1 - x to 1 + x, and a shift of the hue by -x to x."""
+
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class BlurConfig(Section):
+    """Arguments of `deeplab_fast.data.Blur`: how often, and its standard deviation, least and largest, pixels."""
+
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    sigma: tuple[NonNegative, NonNegative] = (0.1, 2.0)
+
+    @field_validator("sigma")
+    @classmethod
+    def _ordered(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if sigma[0] > sigma[1]:
+            raise ValueError(f"is {list(sigma)}, should have the smaller first")
+        return sigma
+
+
 class TrainingConfig(Section):
     """The recipe: Chen et al., TPAMI 2018. The defaults are those published for PASCAL VOC.
 
@@ -80,6 +103,9 @@ class TrainingConfig(Section):
     crop: PositiveInt = 321
     scales: list[PositiveFloat] = Field(default=[0.5, 0.75, 1, 1.25, 1.5], min_length=1)
     flip: bool = True
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest angle to either side, degrees
+    color_jitter: ColorJitterConfig | None = None
+    blur: BlurConfig | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     workers: Annotated[int, Field(ge=0)] = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deeplab_fast.data.augmentation import Blur, ColorJitter
 from deeplab_fast.data.cocostuff import COCOSTUFF_CLASSES, COCOStuff10k, COCOStuff164k
 from deeplab_fast.data.datasets import VOC12, VOC_CLASSES, Folder, VOCLayout
 from deeplab_fast.data.problems import Problem
@@ -18,8 +19,10 @@ __all__ = [
     "VOC12",
     "VOC_CLASSES",
     "Batch",
+    "Blur",
     "COCOStuff10k",
     "COCOStuff164k",
+    "ColorJitter",
     "Crop",
     "Folder",
     "Problem",

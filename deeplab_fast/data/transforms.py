@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deeplab_fast.data._checks import checked_count
+from deeplab_fast.data.augmentation import Photometric, rotated
 from deeplab_fast.data.resizing import nearest_indices
 from deeplab_fast.data.sample import Sample
 from deeplab_fast.errors import ArgumentError, ArgumentTypeError
@@ -51,10 +53,12 @@ class TrainingTransform:
        it makes smaller), the labels by Pillow's NEAREST.
     2. What is smaller than the crop is padded at the right and the bottom; the image with the mean colour, which is
        zero after the subtraction, the labels with `ignore_index`.
-    3. A crop is cut out at a place drawn uniformly.
+    3. A crop is cut out at a place drawn uniformly; with `rotation` it is turned about its centre, bilinearly, the
+       labels by the nearest pixel. What comes from outside the image is as in 2. Then comes what is `photometric`.
     4. With probability 1/2 it is mirrored, left to right.
 
-    Four random numbers are drawn, in this order, whatever the sample: scale, top, left, mirrored.
+    Four random numbers are drawn, in this order, whatever the sample: scale, top, left, mirrored. What is not in the
+    published recipe, and off unless it is asked for, draws after them.
 
     Args:
         crop: side of the result, pixels.
@@ -62,6 +66,9 @@ class TrainingTransform:
         flip: whether to mirror.
         mean_bgr: mean colour; see `to_network`.
         ignore_index: label of padded pixels.
+        rotation: the angle is drawn uniformly from -x to x, degrees; 0 to 180.
+        photometric: what else changes the cropped photo, in order: :class:`ColorJitter`, :class:`Blur`, or functions
+            of one's own, (uint8 (H, W, 3) RGB, numpy generator) -> the same, which take random numbers from there only.
 
     Raises:
         TypeError, ValueError: if an argument is not as above.
@@ -74,6 +81,9 @@ class TrainingTransform:
         flip: bool = True,
         mean_bgr: Sequence[float] = MEAN_BGR,
         ignore_index: int = IGNORED,
+        *,
+        rotation: float = 0,
+        photometric: Sequence[Photometric] = (),
     ):
         self.crop = checked_count("crop", crop, 1)
         self.scales = tuple(scales)
@@ -84,6 +94,10 @@ class TrainingTransform:
         if len(self.mean_bgr) != 3:
             raise ArgumentError("mean_bgr", self.mean_bgr, "three numbers")
         self.ignore_index = ignore_index
+        if not 0 <= rotation <= 180:
+            raise ArgumentError("rotation", rotation, "in 0..180, degrees")
+        self.rotation = rotation
+        self.photometric = tuple(photometric)
 
     def __repr__(self) -> str:
         return f"TrainingTransform(crop={self.crop}, scales={self.scales}, flip={self.flip})"
@@ -106,20 +120,45 @@ class TrainingTransform:
         top = int(generator.integers(max(scaled_height - self.crop, 0) + 1))
         left = int(generator.integers(max(scaled_width - self.crop, 0) + 1))
         mirrored = bool(generator.integers(2)) and self.flip
+        degrees = float(generator.uniform(-self.rotation, self.rotation)) if self.rotation else 0.0
 
         image = sample.image
         if (scaled_height, scaled_width) != (height, width):
             image = _resized(image, scaled_height, scaled_width)
-        image = image[top : top + self.crop, left : left + self.crop]
-        # The same pixels as Pillow's NEAREST, but only those of the crop.
-        rows = nearest_indices(height, scaled_height)[top : top + self.crop]
-        columns = nearest_indices(width, scaled_width)[left : left + self.crop]
+        rows, columns = nearest_indices(height, scaled_height), nearest_indices(width, scaled_width)
+        part = slice(top, top + self.crop), slice(left, left + self.crop)
+        outside: NDArray[np.bool_] | None = None
+        if degrees:
+            label = sample.label[rows[:, None], columns]
+            image, label, outside = self._turned(image, label, part, degrees)
+        else:
+            # The same pixels as Pillow's NEAREST, but only those of the crop.
+            image, label = image[part], sample.label[rows[part[0], None], columns[part[1]]]
+        for change in self.photometric:
+            image = change(image, generator)
+        pixels = to_network(image, self.mean_bgr)
+        if outside is not None:
+            pixels[:, torch.from_numpy(outside)] = 0
 
         x = torch.zeros(3, self.crop, self.crop)
-        x[:, : len(rows), : len(columns)] = to_network(image, self.mean_bgr)
+        x[:, : label.shape[0], : label.shape[1]] = pixels
         y = torch.full((self.crop, self.crop), self.ignore_index, dtype=torch.int64)
-        y[: len(rows), : len(columns)] = torch.from_numpy(sample.label[rows[:, None], columns])
+        y[: label.shape[0], : label.shape[1]] = torch.from_numpy(label)
         return (x.flip(-1), y.flip(-1)) if mirrored else (x, y)
+
+    def _turned(
+        self, image: NDArray[np.uint8], label: NDArray[np.int64], part: tuple[slice, slice], degrees: float
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+        """Image and labels of a part that is turned, and where it lies outside the image."""
+        top, left = part[0].start, part[1].start
+        height, width = label[part].shape
+        box = left, top, width, height
+        red, green, blue = (round(mean) for mean in self.mean_bgr[::-1])
+        nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
+        turned = rotated(Image.fromarray(image), box, degrees, bilinear, (red, green, blue))
+        labels = rotated(Image.fromarray(label.astype(np.int32)), box, degrees, nearest, self.ignore_index)
+        inside = rotated(Image.new("L", label.shape[::-1], 255), box, degrees, nearest, 0)
+        return np.array(turned), np.array(labels).astype(np.int64), np.array(inside) == 0
 
 
 def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

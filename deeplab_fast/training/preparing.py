@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from deeplab_fast.config import Config
+from deeplab_fast.config import Config, TrainingConfig
 from deeplab_fast.config.build import inputs_of, make_dataset
 from deeplab_fast.config.schema import DataConfig
-from deeplab_fast.data import SegmentationDataset
+from deeplab_fast.data import Blur, ColorJitter, SegmentationDataset, TrainingTransform
+from deeplab_fast.data.augmentation import Photometric
 from deeplab_fast.data.reading import processors
 from deeplab_fast.files import check_destination, remove_abandoned
 from deeplab_fast.training import checkpoints
@@ -31,6 +32,16 @@ def dataset(config: DataConfig, split: str, group: Processes) -> SegmentationDat
     finally:
         if group.is_first:
             group.wait()
+
+
+def transform(recipe: TrainingConfig) -> TrainingTransform:
+    """The augmentation of a recipe."""
+    photometric: list[Photometric] = []
+    if recipe.color_jitter is not None:
+        photometric.append(ColorJitter(**recipe.color_jitter.model_dump()))
+    if recipe.blur is not None:
+        photometric.append(Blur(recipe.blur.probability, recipe.blur.sigma))
+    return TrainingTransform(recipe.crop, recipe.scales, recipe.flip, rotation=recipe.rotation, photometric=photometric)
 
 
 def checkpoint(folder: Path, resume: bool | Literal["auto"], group: Processes) -> dict[str, Any] | None:

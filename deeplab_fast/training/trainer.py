@@ -118,8 +118,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.crf_loss = None if self.recipe.crf_loss is None else CRFRegularisation(self.recipe.crf_loss).to(device)
 
-        transform = data.TrainingTransform(self.recipe.crop, self.recipe.scales, self.recipe.flip)
-        self.samples = data.TrainingSet(self.dataset, transform, config.seed)
+        self.samples = data.TrainingSet(self.dataset, preparing.transform(self.recipe), config.seed)
         self.sampler = data.ShuffledSampler(len(self.dataset), config.seed, group.rank, group.world)
         torch.manual_seed(config.seed + group.rank)  # dropout differs between processes
         if state is not None:
