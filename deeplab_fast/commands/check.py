@@ -69,10 +69,16 @@ def _datasets(config: DataConfig) -> dict[str, SegmentationDataset]:
         del splits["val"]
     sets = {split: build.make_dataset(strict, name) for split, name in splits.items()}
     if len(sets) == 2:
-        both = {*sets["train"].names} & {*sets["val"].names}
+        train, val = map(_names_of_photos, sets.values())
+        both = [train[path] for path in train.keys() & val.keys()]
         if both:
             note(f"data.train and data.val have {len(both)} samples in common, such as {min(both)}")
     return sets
+
+
+def _names_of_photos(dataset: SegmentationDataset) -> dict[Path, str]:
+    """The samples' names by their files: in two folders there may be two photos of one name."""
+    return {entry.image: entry.name for entry in getattr(dataset, "entries", ())}
 
 
 def _examined(sets: dict[str, SegmentationDataset], jobs: int) -> dict[str, Examination]:

@@ -12,6 +12,7 @@ from deeplab_fast import data, files, models
 from deeplab_fast.config.device import DTYPES
 from deeplab_fast.config.schema import Config, CRFConfig, DataConfig, EvaluationConfig, ModelConfig
 from deeplab_fast.crf import CRFParameters, parameters
+from deeplab_fast.errors import ArgumentError, one_of
 from deeplab_fast.evaluation import Predictor
 from deeplab_fast.nn import DenseCRF
 
@@ -20,23 +21,10 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
     """The dataset of a split; the made-up set is written first if it is not there.
 
     Raises:
-        FileNotFoundError, ValueError: as the dataset's class does.
+        FileNotFoundError, ValueError: as the dataset's class does; ValueError for a split that has no folder.
     """
     if config.kind == "folder":
-        # The section has checked that what its kind needs is there.
-        assert config.images is not None
-        assert config.labels is not None
-        assert config.classes is not None
-        return data.Folder(
-            config.images,
-            config.labels,
-            config.classes,
-            list=split or None,
-            palette=config.palette,
-            ignore_index=config.ignore_index,
-            label_values=_label_values(config),
-            on_error=config.on_error,
-        )
+        return _make_folder(config, split)
     assert config.root is not None
     if config.generate is not None:
         made = config.generate.model_dump()
@@ -54,11 +42,40 @@ def make_dataset(config: DataConfig, split: str) -> data.SegmentationDataset:
     return makers[config.kind](config.root, split, on_error=config.on_error)
 
 
+def _make_folder(config: DataConfig, split: str) -> data.Folder:
+    images, labels, list_file = config.images, config.labels, split or None
+    # The section has checked that what its kind needs is there.
+    assert images is not None
+    assert labels is not None
+    assert config.classes is not None
+    if isinstance(images, dict):
+        if split not in images:
+            raise ArgumentError("split", split, f"{one_of([*images])}, as in data.images")
+        images, list_file = images[split], None
+    if isinstance(labels, dict):
+        labels = labels[split]
+    return data.Folder(
+        images,
+        labels,
+        config.classes,
+        list=list_file,
+        palette=config.palette,
+        ignore_index=config.ignore_index,
+        label_values=_label_values(config),
+        label_colors=config.meanings_of_colors,
+        image_ending=config.image_ending,
+        label_ending=config.label_ending,
+        pairs=config.pairs,
+        on_error=config.on_error,
+    )
+
+
 def inputs_of(
     config: Config, datasets: Iterable[data.SegmentationDataset], *others: os.PathLike[str] | str | None
 ) -> files.Inputs:
     """What a command by a configuration reads: its sets' files, its weights, and others; None is left out."""
-    lists = [config.data.train, config.data.val] if config.data.kind == "folder" else []
+    has_lists = config.data.kind == "folder" and not isinstance(config.data.images, dict)
+    lists = [config.data.train, config.data.val] if has_lists else []
     places = [path for dataset in datasets for path in dataset.inputs()]
     return files.Inputs([*places, *(path for path in (*lists, config.model.weights, *others) if path)])
 

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -35,19 +36,48 @@ class ShapesConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+# A name's end is no path.
+Ending = Annotated[str, Field(min_length=1, pattern=r"^[^/\\\\]+$")]
+# Entries of kind folder that have a default like any other's.
+_OF_FOLDERS = ("image_ending", "label_ending", "pairs", "label_colors")
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    """ "128, 64, 128" -> the colour."""
+    parts = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+        raise ValueError(f"is {text!r}, should be like '128, 64, 128', red, green and blue in 0 to 255")
+    return parts[0], parts[1], parts[2]
+
+
 class DataConfig(Section):
-    """Where images and labels are. Paths are relative to the folder that the command is called in."""
+    """Where images and labels are. Paths are relative to the folder that the command is called in.
+
+    Of kind folder, what several folders have in common with `deeplab_fast.data.Folder` means the same as there:
+    ignore_index, label_values, label_colors, image_ending, label_ending, pairs.
+
+    images, labels: a folder each. Where training and validation are in different ones, a folder for each name:
+    {train: data/train/photos, val: data/val/photos}; `train` and `val`, and --split, are then such names, and every
+    photo of the folder is taken. labels may be one folder for all.
+
+    label_colors: {"128, 64, 128": 0, "0, 0, 0": ignore}, class of each colour (red, green, blue) of label files that
+    are in colour; or the word palette: class k has colour k of `palette`.
+    """
 
     kind: Literal["voc12", "cocostuff10k", "cocostuff164k", "shapes", "folder"]
     root: Path | None = None  # of every kind but folder
     train: str = "train"  # split; of folder: a list file, or "" for all images
     val: str = "val"
-    images: Path | None = None  # of folder, and all that follows
-    labels: Path | None = None
+    images: Path | dict[str, Path] | None = None  # of folder, and all that follows
+    labels: Path | dict[str, Path] | None = None
+    image_ending: Ending | None = None  # ".ppm", "_leftImg8bit.png", …; null: that of any photo
+    label_ending: Ending = ".png"  # "_mask.png", …
+    pairs: bool = False  # lines of the list files are "PHOTO LABELS", paths in images and in labels
     classes: list[str] | None = None
     palette: list[tuple[int, int, int]] | None = None
     ignore_index: Annotated[int, Field(ge=0)] | None = 255  # null: every pixel is known
     label_values: dict[NonNegativeInt, NonNegativeInt | Literal["ignore"] | None] | None = None  # see data.Folder
+    label_colors: Literal["palette"] | dict[str, NonNegativeInt | Literal["ignore"] | None] | None = None
     generate: ShapesConfig | None = None  # of shapes
     on_error: Literal["raise", "skip"] = "raise"  # what happens to a sample whose files are missing, broken or wrong
     allow_missing_classes: bool = False  # train although a class occurs in no label
@@ -61,17 +91,57 @@ class DataConfig(Section):
                 raise ValueError(f"kind folder needs {', '.join(missing)}")
             if self.root is not None:
                 raise ValueError("root belongs to the other kinds, the kind is folder, which has images and labels")
+            self._check_folder()
         else:
             if self.root is None:
                 raise ValueError(f"kind {self.kind} needs root")
             given = [name for name, value in folder_only.items() if value is not None]
             given += ["ignore_index"] if self.ignore_index != 255 else []
             given += ["label_values"] if self.label_values is not None else []
+            given += [name for name in _OF_FOLDERS if getattr(self, name) != type(self).model_fields[name].default]
             if given:
                 raise ValueError(f"{', '.join(given)} belong to kind folder, the kind is {self.kind}")
         if self.generate is not None and self.kind != "shapes":
             raise ValueError(f"generate belongs to kind shapes, the kind is {self.kind}")
         return self
+
+    def _check_folder(self) -> None:
+        """Raise ValueError where entries of kind folder do not go together."""
+        if isinstance(self.images, dict):
+            names = ", ".join(self.images)
+            if isinstance(self.labels, dict) and self.labels.keys() != self.images.keys():
+                raise ValueError(f"labels has folders for {', '.join(self.labels)}, should for {names}, as images")
+            for entry in ("train", "val"):
+                if getattr(self, entry) not in self.images:
+                    raise ValueError(f"{entry} is {getattr(self, entry)!r}, should be one of {names}, as in images")
+            if self.pairs:
+                raise ValueError("pairs is for one folder of images, whose pairs train and val list")
+        elif isinstance(self.labels, dict):
+            raise ValueError(f"labels has folders for {', '.join(self.labels)}, so should images")
+        elif self.pairs and not (self.train and self.val):
+            raise ValueError("pairs needs train and val, list files")
+        if self.label_colors is None:
+            return
+        if self.label_values is not None:
+            raise ValueError("label_colors and label_values: should be one of them, not both")
+        if self.label_colors == "palette" and len(self.palette or ()) < len(self.classes or ()):
+            raise ValueError("label_colors: is 'palette', which needs a palette with a colour for each class")
+
+    @field_validator("label_colors")
+    @classmethod
+    def _readable(cls, colors: Any) -> Any:
+        for text in colors if isinstance(colors, dict) else ():
+            _colour(text)
+        return colors
+
+    @property
+    def meanings_of_colors(self) -> dict[tuple[int, int, int], int | None] | None:
+        """`label_colors` as `deeplab_fast.data.Folder` takes them."""
+        if self.label_colors is None:
+            return None
+        if isinstance(self.label_colors, str):
+            return {color: k for k, color in enumerate((self.palette or [])[: len(self.classes or ())])}
+        return {_colour(text): None if isinstance(k, str) else k for text, k in self.label_colors.items()}
 
 
 class ModelConfig(Section):

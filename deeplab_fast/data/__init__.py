@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deeplab_fast.data.augmentation import Blur, ColorJitter
 from deeplab_fast.data.cocostuff import COCOSTUFF_CLASSES, COCOStuff10k, COCOStuff164k
-from deeplab_fast.data.datasets import VOC12, VOC_CLASSES, Folder, VOCLayout
+from deeplab_fast.data.datasets import VOC12, VOC_CLASSES, VOCLayout
+from deeplab_fast.data.folders import Folder
 from deeplab_fast.data.problems import Problem
 from deeplab_fast.data.resizing import resize_labels
 from deeplab_fast.data.sample import Sample, SegmentationDataset

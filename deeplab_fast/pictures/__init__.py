@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from deeplab_fast.pictures.drawing import boundaries, colour_labels, overlay, panel, voc_palette
 from deeplab_fast.pictures.label_values import IGNORED, LabelValues
-from deeplab_fast.pictures.reading import IMAGE_ENDINGS, picture_size, read_grey, read_image, read_labels, read_palette
+from deeplab_fast.pictures.reading import (
+    IMAGE_ENDINGS,
+    picture_size,
+    read_grey,
+    read_image,
+    read_label_colors,
+    read_labels,
+    read_palette,
+)
 from deeplab_fast.pictures.writing import labels_writer, picture_format, picture_writer, save_image, save_labels
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "picture_writer",
     "read_grey",
     "read_image",
+    "read_label_colors",
     "read_labels",
     "read_palette",
     "save_image",

@@ -111,6 +111,24 @@ def read_labels(path: str | os.PathLike[str], *, lossy: bool = False) -> NDArray
     return np.array(picture).astype(np.int64)
 
 
+def read_label_colors(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read a label picture whose colours stand for classes, RGB, uint8 (H, W, 3).
+
+    Palettes are looked up, grey is repeated, transparency is dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no readable picture, of more than 8 bits, or a JPEG, whose colours are not the ones that
+            were stored.
+    """
+    picture = _loaded(path, "label picture")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        raise ValueError(f"label picture {path}: mode is {picture.mode}, should be in colour, of 8 bits")
+    if _format(path) in _LOSSY:
+        raise ValueError(f"label picture {path} is a JPEG, which changes colours near edges: give labels as PNG")
+    return np.array(picture.convert("RGB"))
+
+
 def read_palette(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """The colours of a palette picture, uint8 (256, 3); those that it lacks are black.
 
