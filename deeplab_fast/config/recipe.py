@@ -82,6 +82,9 @@ class TrainingConfig(Section):
     With `ema` the weights that are evaluated and saved are a moving average, of which that share stays in a step.
     After `early_stopping` evaluations in a row without a better mean IoU a training ends. `keep` is the number of
     earlier checkpoints, step-N.pth, that are kept beside last.pth and best.pth: one every `checkpoint_every` steps.
+
+    `logger` names a function of one's own, "my_module:make_logger", which is called with the configuration and returns
+    a `deeplab_fast.training.Logger`, or a function of step and values, that is told what log.csv is.
     """
 
     iterations: PositiveInt = 20_000  # steps of the optimizer
@@ -117,6 +120,7 @@ class TrainingConfig(Section):
     keep: NonNegativeInt = 0
     log_every: PositiveInt = 10
     tensorboard: bool = False
+    logger: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
 
     @field_validator("warmup")
     @classmethod

@@ -7,7 +7,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -26,7 +26,7 @@ from deeplab_fast.training.display import Display
 from deeplab_fast.training.freezing import freeze
 from deeplab_fast.training.interrupts import Asked, TrainingTerminated, asked_to_stop
 from deeplab_fast.training.loading import batches
-from deeplab_fast.training.logs import TrainingLog
+from deeplab_fast.training.logs import AnyLogger, TrainingLog, every_logger
 from deeplab_fast.training.losses import CRFRegularisation, SegmentationLoss
 from deeplab_fast.training.optimization import clip_gradients, gradients_are_finite, make_optimizer, make_scheduler
 from deeplab_fast.training.processes import Processes, processes, share_buffers, synchronise_batch_norm
@@ -35,7 +35,12 @@ from deeplab_fast.training.resuming import check_same_training
 
 
 def train(
-    config: Config, *, resume: bool | Literal["auto"] = False, stop_after: int | None = None, quiet: bool = False
+    config: Config,
+    *,
+    resume: bool | Literal["auto"] = False,
+    stop_after: int | None = None,
+    quiet: bool = False,
+    loggers: Sequence[AnyLogger] = (),
 ) -> TrainingResult:
     """Train a network; in several processes if torchrun started them.
 
@@ -54,6 +59,7 @@ def train(
         resume: go on from `last.pth`; "auto": if there is one, and otherwise start.
         stop_after: end after this many steps in all, as if interrupted; the learning rate falls as if it went on.
         quiet: show no progress.
+        loggers: that are told what `log.csv` is, beside those of the configuration; see :class:`Logger`.
 
     Raises:
         FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong; for a class that no
@@ -70,7 +76,7 @@ def train(
     if resume not in (False, True, "auto"):
         raise ArgumentError("resume", resume, "False, True or 'auto'")
     with processes(device) as group, Display(config, group.is_first and not quiet) as display:
-        return Trainer(config, device, group, display, resume).run(stop_after)
+        return Trainer(config, device, group, display, resume, loggers).run(stop_after)
 
 
 class Trainer:
@@ -83,6 +89,7 @@ class Trainer:
         group: Processes,
         display: Display,
         resume: bool | Literal["auto"] = False,
+        loggers: Sequence[AnyLogger] = (),
     ):
         self.config, self.recipe, self.device, self.group = config, config.training, device, group
         self.display = display
@@ -126,7 +133,8 @@ class Trainer:
         self.network = self._wrapped()
         self.log = None
         if group.is_first:
-            self.log = TrainingLog(config.output, self.step, self.recipe.tensorboard, self.evaluated)
+            others = every_logger(config, self.step, loggers)
+            self.log = TrainingLog(config.output, self.step, self.evaluated, others)
 
     # --- Setting up ------------------------------------------------------------------------------------------------
 
@@ -172,11 +180,9 @@ class Trainer:
         end = self.recipe.iterations if stop_after is None else min(self.recipe.iterations, stop_after)
         self.display.start(self.step)
         self.network.train()
-        with asked_to_stop() as self._asked:
+        with asked_to_stop() as self._asked, contextlib.closing(self.log) if self.log else contextlib.nullcontext():
             self._run_to(end)
         self.group.wait()
-        if self.log:
-            self.log.close()
         best = self.config.output / BEST
         return TrainingResult(
             self.step,
