@@ -33,7 +33,7 @@ class Folder(FileDataset):
             `label_values` or `label_colors` says; None where there are none, for prediction.
         classes: names of the classes, in the order of their numbers.
         list: a text file with one image name a line, with or without its ending; default all images, sorted.
-        palette, on_error: see :class:`SegmentationDataset`.
+        palette, on_error: see `SegmentationDataset`.
         ignore_index: the value, in the label files, of pixels of which nothing is known. In samples it is 255, as it
             may be in the files too. None: every pixel is known, and 255 is a value like others.
         label_values: the class, or None for pixels of which nothing is known, of each value in the label files:
@@ -168,7 +168,7 @@ def _meanings_of_colors(classes: int, label_colors: Mapping[Color, int | None]) 
 
 
 def _meanings(classes: int, ignore_index: int | None, label_values: Mapping[int, int | None] | None) -> LabelValues:
-    """What each value of a label file stands for, of so many classes; see :class:`Folder`."""
+    """What each value of a label file stands for, of so many classes; see `Folder`."""
     ignored = {} if ignore_index is None else {checked_count("ignore_index", ignore_index, 0): None, IGNORED: None}
     if label_values is None:
         return LabelValues({**{k: k for k in range(classes)}, **ignored})

@@ -67,7 +67,7 @@ class TrainingTransform:
         mean_bgr: mean colour; see `to_network`.
         ignore_index: label of padded pixels.
         rotation: the angle is drawn uniformly from -x to x, degrees; 0 to 180.
-        photometric: what else changes the cropped photo, in order: :class:`ColorJitter`, :class:`Blur`, or functions
+        photometric: what else changes the cropped photo, in order: `ColorJitter`, `Blur`, or functions
             of one's own, (uint8 (H, W, 3) RGB, numpy generator) -> the same, which take random numbers from there only.
 
     Raises:

@@ -123,7 +123,7 @@ def search(
         seed: of the draw.
         presets: names of presets, or parameters, to start from: each with all values of the grid.
         device: where to compute.
-        count_background: see :class:`deeplab_fast.evaluation.ConfusionMatrix`.
+        count_background: see `deeplab_fast.evaluation.ConfusionMatrix`.
 
     Returns:
         The scores without CRF first; then the others, best mean IoU first.

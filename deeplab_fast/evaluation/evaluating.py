@@ -84,7 +84,7 @@ def evaluate(
         world: how many processes share the set.
         on_problem: "skip" goes on without an image that cannot be read or does not fit in memory, or for which the
             network returns NaN or infinity, and lists it.
-        count_background: see :class:`ConfusionMatrix`.
+        count_background: see `ConfusionMatrix`.
 
     Raises:
         DestinationError, OSError: before any work, for files that cannot or must not be written; see

@@ -36,7 +36,7 @@ class WeightAverage:
         return {"trained": list(model.state_dict().values()), "averaged": int(self._average.n_averaged)}
 
     def restore(self, model: nn.Module, averaged: dict[str, Any], state: dict[str, Any]) -> None:
-        """Undo what was done since the average and :meth:`state_of` were saved."""
+        """Undo what was done since the average and `state_of` were saved."""
         self.model.load_state_dict(averaged)
         self._average.n_averaged.fill_(state["averaged"])
         model.load_state_dict(dict(zip(averaged, state["trained"], strict=True)))

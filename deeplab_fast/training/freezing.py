@@ -32,7 +32,7 @@ def freeze(model: nn.Module, frozen: int | Sequence[str]) -> None:
 
     Args:
         model: of `deeplab_fast.models`.
-        frozen: how many of :func:`trunk_stages`, from the first on; or names, of stages or of modules inside, such as
+        frozen: how many of `trunk_stages`, from the first on; or names, of stages or of modules inside, such as
             "layer4.block1".
 
     Raises:

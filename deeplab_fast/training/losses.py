@@ -31,7 +31,7 @@ class SegmentationLoss(nn.Module):
         ohem_threshold: only pixels whose class has a probability below this count (Shrivastava et al., "Training
             region-based object detectors with online hard example mining", CVPR 2016); None: all do.
         ohem_min_kept: share of the labelled pixels that count at least, the hardest ones.
-        dice: factor of :func:`dice_loss`, which is added; 0: none.
+        dice: factor of `dice_loss`, which is added; 0: none.
     """
 
     class_weights: Tensor | None

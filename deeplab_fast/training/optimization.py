@@ -68,7 +68,7 @@ def parameter_groups(
 
 
 def make_optimizer(model: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, for the parameters that are trained; see :func:`parameter_groups`.
+    """The optimizer of a recipe, for the parameters that are trained; see `parameter_groups`.
 
     Raises:
         ValueError: if nothing is to be trained.
@@ -101,7 +101,7 @@ def poly_scheduler(
     warmup: int = 0,
     warmup_start: float = 0.01,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A scheduler by :func:`poly_factor` times :func:`warmup_factor`; its `step()` is to follow the optimizer's."""
+    """A scheduler by `poly_factor` times `warmup_factor`; its `step()` is to follow the optimizer's."""
 
     def factor(step: int) -> float:
         return poly_factor(step, iterations, power, every) * warmup_factor(step, warmup, warmup_start)
@@ -110,7 +110,7 @@ def poly_scheduler(
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: TrainingConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The :func:`poly_scheduler` of a recipe."""
+    """The `poly_scheduler` of a recipe."""
     return poly_scheduler(
         optimizer, recipe.iterations, recipe.power, recipe.lr_every, recipe.warmup, recipe.warmup_factor
     )

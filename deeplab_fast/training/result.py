@@ -15,7 +15,8 @@ class TrainingResult:
         mean_iou: of the last evaluation; None if there was none.
         best_mean_iou: of the best checkpoint.
         stopped_early: whether it ended because it did not get better, by `training.early_stopping`.
-        last, best: the checkpoints; `best` is None if there was no evaluation.
+        last: the newest checkpoint.
+        best: that with the best mean IoU; None if there was no evaluation.
     """
 
     step: int

@@ -59,7 +59,7 @@ def train(
         resume: go on from `last.pth`; "auto": if there is one, and otherwise start.
         stop_after: end after this many steps in all, as if interrupted; the learning rate falls as if it went on.
         quiet: show no progress.
-        loggers: that are told what `log.csv` is, beside those of the configuration; see :class:`Logger`.
+        loggers: that are told what `log.csv` is, beside those of the configuration; see `Logger`.
 
     Raises:
         FileNotFoundError, ValueError: for data, weights or a checkpoint that are missing or wrong; for a class that no
