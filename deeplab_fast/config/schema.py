@@ -53,8 +53,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 class DataConfig(Section):
     """Where images and labels are. Paths are relative to the folder that the command is called in.
 
-    Of kind folder, what several folders have in common with `deeplab_fast.data.Folder` means the same as there:
-    ignore_index, label_values, label_colors, image_ending, label_ending, pairs.
+    Of kind folder, what `deeplab_fast.data.Folder` has an argument for means the same as there.
 
     images, labels: a folder each. Where training and validation are in different ones, a folder for each name:
     {train: data/train/photos, val: data/val/photos}; `train` and `val`, and --split, are then such names, and every

@@ -100,7 +100,9 @@ class TrainingTransform:
         self.photometric = tuple(photometric)
 
     def __repr__(self) -> str:
-        return f"TrainingTransform(crop={self.crop}, scales={self.scales}, flip={self.flip})"
+        more = f", rotation={self.rotation}" if self.rotation else ""
+        more += f", {len(self.photometric)} photometric" if self.photometric else ""
+        return f"TrainingTransform(crop={self.crop}, scales={self.scales}, flip={self.flip}{more})"
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A sample -> image float32 (3, crop, crop), labels int64 (crop, crop), both on the CPU.
