@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bench.gpu_kernels import FLOAT, Launch, row_bytes
 from deeplab_fast.kernels.choices import H100_PROCESSORS, Tile, tile_for
@@ -122,7 +123,7 @@ CASES = [
     *(
         ConvolutionCase(
             "atrous_conv2d", f"forward, 3x3 {channels}->{channels}, 65x65, rate {rate}, bfloat16",
-            lambda channels=channels, rate=rate: atrous_conv2d(channels, channels, 65, rate, residual=False),
+            partial(atrous_conv2d, channels, channels, 65, rate, residual=False),
         )
         for channels, rate in ((256, 2), (512, 4))
     ),

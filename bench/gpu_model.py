@@ -184,6 +184,14 @@ def _crf_case(preset: str, size: int = 4) -> ModelCase:
     )  # fmt: skip
 
 
+def _upsample_case(op: str) -> ModelCase:
+    return ModelCase(
+        f"{op} 21 classes, 65x65 to 513x513",
+        lambda: list(gpu_kernels.upsample(op, 21, (65, 65), (513, 513))),
+        op=op, size="21 classes, to 513x513",
+    )  # fmt: skip
+
+
 CASES = [
     ModelCase(
         "permutohedral_filter 196608 points of a room, 6 dimensions, 3 channels",
@@ -197,14 +205,8 @@ CASES = [
     _crf_case("deeplab"),
     _crf_case("psa"),
     _crf_case("deeplab", size=2),
-    *(
-        ModelCase(
-            f"{op} 21 classes, 65x65 to 513x513",
-            lambda op=op: list(gpu_kernels.upsample(op, 21, (65, 65), (513, 513))),
-            op=op, size="21 classes, to 513x513",
-        )
-        for op in ("upsample_argmax", "upsample_softmax")
-    ),
+    _upsample_case("upsample_argmax"),
+    _upsample_case("upsample_softmax"),
     *(
         ModelCase(f"{case.op} {case.size}", case.launches, op=case.op, size=case.size)
         for case in gpu_convolutions.CASES

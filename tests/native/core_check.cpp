@@ -111,8 +111,8 @@ void check_filter(int dimensions, int channels, int64_t points) {
   std::vector<float> out(points * channels);
   std::vector<float> to_features(points * dimensions);
   for (bool reverse : {false, true}) {
-    filter(lattice, lattice.view(channels, pool), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward, out.data(),
-           pool);
+    filter(lattice, lattice.view(channels, pool), values.data(), channels, reverse ? Blur::kReverse : Blur::kForward,
+           out.data(), pool);
     filter_backward_features(lattice, features.data(), out.data(), values.data(), channels, reverse, to_features.data(),
                              pool);
   }
