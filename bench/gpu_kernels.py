@@ -219,7 +219,7 @@ def build(lattice: LatticeShape) -> Iterator[Launch]:
     yield Launch(
         "locate_points_kernel", located + (0 if lattice.points % 4 else lattice.images),
         read=FLOAT * D * lattice.all_points,
-        written=SECTOR * located * (c * key / 2 + c),  # of each store every thread has a sector of its own
+        written=SECTOR * located * c * (key / 16 + 1),  # of each store every thread has a sector of its own
         once=FLOAT * D * lattice.all_points + located * c * (key + FLOAT),
         flops=located * (4 * D + 1.5 * D * c + 22 * c), chain=2, symbol=f"locate_points_kernelILi{D if D <= 6 else 0}E",
     )  # fmt: skip

@@ -32,6 +32,10 @@ __device__ inline void store(__nv_bfloat16* to, float value) {
   *to = __float2bfloat16_rn(value);
 }
 
+__device__ inline void store(uint4* to, const uint4& value) {
+  *to = value;
+}
+
 // This thread's first item, and the step to its next, where every thread of the grid takes one at a time.
 __device__ inline int64_t first_item() {
   return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

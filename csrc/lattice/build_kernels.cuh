@@ -75,6 +75,8 @@ __global__ void locate_points_kernel(LatticeBuild build) {
     for (int k = 0; k <= D; ++k) {
       // The weight is the difference of the coordinates of ranks D-k and D-k+1 (barycentric_weights).
       float here = 0.0f, next = 0.0f;
+      // A key is stored 16 bytes at a time: every store of a warp goes out on its own.
+      uint32_t pairs[(kMost + 7) / 8 * 4] = {};
 #pragma unroll
       for (int i = 0; i <= D; ++i) {
         const int r = static_cast<int>(rank[i]);
@@ -82,9 +84,12 @@ __global__ void locate_points_kernel(LatticeBuild build) {
         next = r == (k == 0 ? 0 : D - k + 1) ? delta[i] : next;
         // The canonical simplex: vertex k adds k, or k - (D+1) to the coordinates of the last k ranks.
         const int coordinate = static_cast<int>(cell[i]) * (D + 1) + k - (r > D - k ? D + 1 : 0);
-        if (i < D) keys[k * build.key_stride + i] = static_cast<int16_t>(coordinate);
+        if (i < D) pairs[i / 2] |= static_cast<uint32_t>(static_cast<uint16_t>(coordinate)) << (i % 2 * 16);
       }
-      for (int i = D; i < build.key_stride; ++i) keys[k * build.key_stride + i] = 0;
+      auto* to = reinterpret_cast<uint4*>(keys + k * build.key_stride);
+#pragma unroll
+      for (int i = 0; i < (D + 7) / 8; ++i)
+        store(to + i, {pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]});
       const float weight = k == 0 ? here + (1.0f - next) : here - next;
       if (point < real) build.weight[point * (D + 1) + k] = weight;
     }

@@ -22,6 +22,7 @@ def build(folder: Path, *flags: str, counting: bool = False) -> ctypes.CDLL:
     sources = [(NATIVE / "dense_crf_host.cpp", ["-ffp-contract=off", *flags])]
     if counting:
         called_at_every_access = ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-DCOUNTING"]
+        called_at_every_access += ["-fno-tree-sra", "-fno-ipa-sra"]  # which make several stores of a store of 16 bytes
         sources = [(sources[0][0], [*sources[0][1], *called_at_every_access]), (NATIVE / "counting.cpp", [])]
     objects = []
     for source, own in sources:
