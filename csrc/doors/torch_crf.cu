@@ -37,7 +37,19 @@ void each_group(int64_t images, int64_t points, int dimensions, Body&& body) {
 
 // --- permutohedral_filter ------------------------------------------------------------------------------------------
 
-// filter(vertices, rows, alpha) has the rows of some images' points filtered, in place.
+// Maps of some images through their lattice; filter(vertices, rows, alpha) has the rows of their points filtered, in
+// place.
+template <class Filter>
+void filter_images(CudaStream& stream, const DeviceLattice& lattice, int channels, const float* maps, float* out,
+                   Filter&& filter) {
+  const int64_t size = lattice.all_points() * channels;
+  const auto rows = stream.make<float>(size);
+  stream.launch(size, rows_of_maps_kernel<float>, lattice.images, channels, lattice.points, 1.0f, maps, rows.data);
+  VertexRowsOnDevice<CudaStream, float> vertices(stream, lattice, channels);
+  filter(vertices, rows.data, slice_scale(lattice.dimensions));
+  stream.launch(size, maps_of_rows_kernel<float>, lattice.images, channels, lattice.points, rows.data, out);
+}
+
 template <class Filter>
 Tensor filter_rows_of(const Tensor& values, const Tensor& features, Filter&& filter) {
   check_features(features, values, "values");
@@ -48,17 +60,12 @@ Tensor filter_rows_of(const Tensor& values, const Tensor& features, Filter&& fil
   Tensor out = empty_on(values, sizes_of(values));
   CudaStream stream(values);
   each_group(shape.batch, shape.points, dimensions, [&](int64_t first, int64_t images) {
-    const int64_t size = images * shape.points * channels, offset = first * shape.points * channels;
+    const int64_t offset = first * shape.points * channels;
     const LatticeOnDevice<CudaStream> lattice(stream,
                                               positions.const_data_ptr<float>() + first * dimensions * shape.points,
                                               dimensions, images, shape.points);
-    const auto rows = stream.make<float>(size);
-    stream.launch(size, rows_of_maps_kernel<float>, images, channels, shape.points, 1.0f,
-                  input.const_data_ptr<float>() + offset, rows.data);
-    VertexRowsOnDevice<CudaStream, float> vertices(stream, lattice.view(), channels);
-    filter(vertices, rows.data, lattice.alpha());
-    stream.launch(size, maps_of_rows_kernel<float>, images, channels, shape.points, rows.data,
-                  out.mutable_data_ptr<float>() + offset);
+    filter_images(stream, lattice.view(), channels, input.const_data_ptr<float>() + offset,
+                  out.mutable_data_ptr<float>() + offset, filter);
   });
   return from_float(out, values.scalar_type());
 }
@@ -76,6 +83,50 @@ Tensor filter_both_ways(const Tensor& values, const Tensor& features) {
     vertices.filter_both_ways(static_cast<const float*>(rows), alpha, rows);
   });
 }
+
+// --- Lattices that are kept ----------------------------------------------------------------------------------------
+
+// The tables of the lattice of features (N, D, *S), which lattice_filter takes; none if one lattice cannot hold them.
+std::vector<Tensor> lattice_tables(const Tensor& features) {
+  check_features(features, features, "features");
+  const OnDevice on_device(features, {});
+  const Tensor positions = to_float(features, "features");
+  const Shape shape = shape_of(features, "features");
+  const int dimensions = static_cast<int>(shape.channels);
+  std::vector<Tensor> tables;
+  if (shape.batch == 0 || images_at_once(shape.batch, shape.points, dimensions) < shape.batch) return tables;
+  CudaStream stream(features);
+  const LatticeOnDevice<CudaStream> lattice(stream, positions.const_data_ptr<float>(), dimensions, shape.batch,
+                                            shape.points);
+  for (const auto& owner : lattice.owners()) tables.push_back(*static_cast<const Tensor*>(owner.get()));
+  return tables;
+}
+
+Tensor lattice_filter(const Tensor& values, std::vector<Tensor> tables, int64_t dimensions, bool reverse) {
+  const Shape shape = shape_of(values, "values");
+  check(dimensions >= 1 && dimensions <= kMaxDeviceDimensions, "dimensions: should be those of the lattice");
+  check(tables.size() == kTables, "tables: should be those of lattice_tables_cuda");
+  const OnDevice on_device(values, tables);
+  const void* data[kTables];
+  for (int table = 0; table < kTables; ++table) data[table] = tables[table].const_data_ptr();
+  const int64_t row = 2 * (dimensions + 1) * sizeof(int32_t), capacity = tables[4].numel() / row;
+  const DeviceLattice lattice =
+      lattice_of_tables(static_cast<int>(dimensions), shape.batch, shape.points, capacity, data);
+  for (const int of_entries : {0, 1, 2, 3})
+    check(tables[of_entries].numel() == lattice.entries * static_cast<int64_t>(sizeof(int32_t)),
+          "values: batch and size should be those of the lattice");
+  const Tensor input = to_float(values, "values");
+  Tensor out = empty_on(values, sizes_of(values));
+  CudaStream stream(values);
+  filter_images(stream, lattice, static_cast<int>(shape.channels), input.const_data_ptr<float>(),
+                out.mutable_data_ptr<float>(), [&](auto& vertices, float* rows, float alpha) {
+                  vertices.filter(static_cast<const float*>(rows), nullptr, reverse);
+                  vertices.slice(alpha, nullptr, false, rows);
+                });
+  return from_float(out, values.scalar_type());
+}
+
+// --- Gradients of filtering ----------------------------------------------------------------------------------------
 
 Tensor filter_backward(const Tensor& grad, const Tensor& values, const Tensor& features, bool reverse) {
   check_features(features, values, "values");
@@ -273,6 +324,8 @@ std::vector<Tensor> dense_crf_backward(const Tensor& grad, const Tensor& unary, 
 STABLE_TORCH_LIBRARY_IMPL(deeplab_fast, CUDA, m) {
   m.impl("permutohedral_filter_kernel", TORCH_BOX(&filter_maps));
   m.impl("permutohedral_filter_both_ways_cuda", TORCH_BOX(&filter_both_ways));
+  m.impl("lattice_tables_cuda", TORCH_BOX(&lattice_tables));
+  m.impl("lattice_filter_cuda", TORCH_BOX(&lattice_filter));
   m.impl("permutohedral_filter_backward_features_kernel", TORCH_BOX(&filter_backward));
   m.impl("dense_crf_kernel", TORCH_BOX(&dense_crf));
   m.impl("dense_crf_history_kernel", TORCH_BOX(&dense_crf_history));

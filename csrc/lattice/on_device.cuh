@@ -2,8 +2,10 @@
 // launches kernels, makes memory, scans and sorts: a GPU's stream (doors/cuda_stream.cuh), or in tests the host.
 #pragma once
 
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cuda/device_array.h"
 #include "lattice/build_kernels.cuh"
@@ -100,6 +102,13 @@ class LatticeOnDevice {
   const DeviceLattice& view() const { return view_; }
   float alpha() const { return slice_scale(view_.dimensions); }
 
+  // Who owns the tables of `view`, for those who keep them when this is gone; lattice_of_tables wants them in this
+  // order.
+  std::vector<std::shared_ptr<void>> owners() const {
+    return {vertex_.owner,    weight_.owner,    sorted_vertex_.owner, sorted_entry_.owner,
+            neighbour_.owner, untouched_.owner, number_.owner};
+  }
+
   void weights_to_features(const float* weight_grad, float* feature_grad) const {
     by_dimensions(view_.dimensions, [&](auto constant) {
       device_.launch(view_.all_points(), weights_to_features_kernel<constant.value>, build_, weight_grad, feature_grad);
@@ -141,6 +150,19 @@ class LatticeOnDevice {
   DeviceArray<float> weight_;
   DeviceArray<int32_t> vertex_, number_, untouched_, neighbour_, sorted_vertex_, sorted_entry_;
 };
+
+constexpr int kTables = 7;
+
+// The view of a lattice whose tables have been kept; `capacity` is as many vertices as `neighbour` has room for.
+inline DeviceLattice lattice_of_tables(int dimensions, int64_t images, int64_t points, int64_t capacity,
+                                       const void* const (&tables)[kTables]) {
+  const int64_t corners = dimensions + 1, entries = images * points * corners;
+  const int64_t all = entries + (points % 4 != 0 ? images * corners : 0);
+  const auto numbers = [&](int table) { return static_cast<const int32_t*>(tables[table]); };
+  return {
+      dimensions, static_cast<int32_t>(corners),        images,     points,     entries,    capacity,  numbers(6) + all,
+      numbers(0), static_cast<const float*>(tables[1]), numbers(2), numbers(3), numbers(4), numbers(5)};
+}
 
 // Vertex rows that one direction of a lattice goes through.
 template <class Device, class Row>

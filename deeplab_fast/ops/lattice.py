@@ -12,7 +12,7 @@ from deeplab_fast import _core, reference
 from deeplab_fast._arguments import check_floating, may_look_at_values, shape_of, sum_dtype
 from deeplab_fast.errors import ArgumentError
 from deeplab_fast.ops.define import OPS, in_format_of
-from deeplab_fast.ops.permutohedral_filter import kernel_takes
+from deeplab_fast.ops.permutohedral_filter import kernel_takes, with_errors_of
 from deeplab_fast.reference.lattice import check_range
 
 
@@ -20,10 +20,10 @@ class Lattice:
     """The permutohedral lattices of a batch of images, or that of one.
 
     `Lattice(features).filter(values)` is `deeplab_fast.permutohedral_filter(values, features)`, with the work split:
-    building looks at the features, filtering only at the values. What is kept: the lattice; on a GPU that has
-    kernels for these features, a copy of the features, from which kernels build the lattice anew with every filtering.
-    A lattice that was moved to a GPU is kept, and used there in plain PyTorch. Paper: Adams, Baek and Davis, "Fast
-    High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
+    building looks at the features, filtering only at the values. What is kept: the lattice; on a GPU also a copy of the
+    features, from which kernels build anew with every filtering if the lattice was made while a CUDA graph was being
+    captured, or is too large for one (2^29 corners). A lattice that was moved to a GPU is kept, and used there in plain
+    PyTorch. Paper: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
 
     Args:
         features: floating, in units of standard deviations: (N, D, *S), or of one image without a batch axis, (D, P).
@@ -47,11 +47,11 @@ class Lattice:
         self._size = features.shape[1 + self._batched :]
         self._device = features.device
         self._features: Tensor | None = None
+        self._tables: list[Tensor] = []
         if self._device.type == "cuda":
             self._features = images.to(sum_dtype(images), copy=True)
             if may_look_at_values(self._features):
-                for image in self._features:
-                    check_range(image.flatten(1))
+                self._tables = _tables_of(self._features)
         else:
             self._images = [_build(image.flatten(1)) for image in images]
 
@@ -85,7 +85,7 @@ class Lattice:
             return self
         moved = object.__new__(Lattice)
         images = [_as_reference(image).to(device) for image in self._images]
-        moved.__dict__ = dict(self.__dict__, _device=device, _features=None, _images=images)
+        moved.__dict__ = dict(self.__dict__, _device=device, _features=None, _tables=[], _images=images)
         return moved
 
     def filter(self, values: Tensor, reverse: bool = False) -> Tensor:
@@ -118,7 +118,11 @@ class Lattice:
     def _filter(self, values: Tensor, reverse: bool) -> Tensor:
         images = values.detach() if self._batched else values.detach()[None]
         if self._features is not None and kernel_takes(images, [self._features]):
-            filtered = OPS["permutohedral_filter"](images, self._features, reverse)
+            if self._tables:
+                kept = torch.ops.deeplab_fast.lattice_filter_cuda.default
+                filtered = kept(images, self._tables, self._features.shape[1], reverse)
+            else:
+                filtered = OPS["permutohedral_filter"](images, self._features, reverse)
             return in_format_of(values, filtered if self._batched else filtered[0])
         out = torch.empty_like(values)
         for lattice, image, to in zip(self._images, images, out if self._batched else out[None], strict=True):
@@ -138,6 +142,17 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(grad, ctx.lattice, not ctx.reverse), None, None
+
+
+def _tables_of(features: Tensor) -> list[Tensor]:
+    """What kernels on a GPU make of features (N, D, *S); nothing if there are none, or one lattice is not enough."""
+    if kernel_takes(features, [features]):
+        build = torch.ops.deeplab_fast.lattice_tables_cuda.default
+        if tables := with_errors_of([features], build, features):
+            return tables
+    for image in features:
+        check_range(image.flatten(1))
+    return []
 
 
 def _build(features: Tensor) -> Any:

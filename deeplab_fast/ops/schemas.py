@@ -41,6 +41,8 @@ permutohedral_filter_kernel(Tensor values, Tensor features, bool reverse=False) 
 permutohedral_filter_backward_features_kernel(Tensor grad, Tensor values, Tensor features, bool reverse=False)
   -> Tensor
 permutohedral_filter_both_ways_cuda(Tensor values, Tensor features) -> Tensor
+lattice_tables_cuda(Tensor features) -> Tensor[]
+lattice_filter_cuda(Tensor values, Tensor[] tables, int dimensions, bool reverse) -> Tensor
 dense_crf_kernel(Tensor unary, Tensor[] features, Tensor[] compat, int iterations, int[] normalization,
   float collapse=0.) -> Tensor
 dense_crf_history_kernel(Tensor unary, Tensor[] features, Tensor[] compat, int iterations, int[] normalization)
