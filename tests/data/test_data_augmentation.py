@@ -158,7 +158,11 @@ def test_wrong_entries(entries, said):
     assert said in str(caught.value)
 
 
-def test_a_training_has_it_with_any_number_of_workers(tmp_path):
+def test_a_training_has_it_with_any_number_of_workers(tmp_path, monkeypatch):
+    # Beside workers a training has fewer threads, which round otherwise.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     root = write_set(tmp_path)
     recipe = {"iterations": 2, "rotation": 20, "color_jitter": {"hue": 0.1, "brightness": 0.3}, "blur": {}}
     plain, *others = (tmp_path / name for name in ("plain", "here", "worker"))
@@ -169,6 +173,7 @@ def test_a_training_has_it_with_any_number_of_workers(tmp_path):
     assert logged(others[0])[0] != logged(plain)[0]
     models = [checkpoints.load(output / "last.pth")["model"] for output in others]
     assert differences(*models) == []
+    torch.set_num_threads(threads)
 
 
 def test_pillow_rotates_to_the_same_side():
