@@ -268,7 +268,7 @@ DEEPLAB_FAST_INLINE void scale_values(int count, float scale, const float* facto
 // Q_0 = 1 / (1 + exp(-score)), Q_1 = 1 / (1 + exp(score)).
 void binary_pass(const BinaryPass& pass) {
   constexpr int W = kWidest;
-  alignas(64) float score[kMostInBlock], sliced[kMostInBlock + W], q[2][kMostInBlock], difference[kMostInBlock];
+  alignas(64) float score[kMostInBlock], sliced[kMostInBlock], q[2][kMostInBlock], difference[kMostInBlock];
   for (const PointBlock* block = pass.blocks; block < pass.blocks_end; ++block) {
     const int count = block->count();
     for (int p = 0; p < count; ++p) score[p] = pass.score[block->begin + p];

@@ -70,11 +70,16 @@ Tensor filter_rows_of(const Tensor& values, const Tensor& features, Filter&& fil
   return from_float(out, values.scalar_type());
 }
 
-Tensor filter_maps(const Tensor& values, const Tensor& features, bool reverse) {
-  return filter_rows_of(values, features, [&](auto& vertices, float* rows, float alpha) {
+// What filter_images takes, for one direction.
+auto one_way(bool reverse) {
+  return [reverse](auto& vertices, float* rows, float alpha) {
     vertices.filter(static_cast<const float*>(rows), nullptr, reverse);
     vertices.slice(alpha, nullptr, false, rows);
-  });
+  };
+}
+
+Tensor filter_maps(const Tensor& values, const Tensor& features, bool reverse) {
+  return filter_rows_of(values, features, one_way(reverse));
 }
 
 // (A + A') values, on one lattice.
@@ -119,10 +124,7 @@ Tensor lattice_filter(const Tensor& values, std::vector<Tensor> tables, int64_t 
   Tensor out = empty_on(values, sizes_of(values));
   CudaStream stream(values);
   filter_images(stream, lattice, static_cast<int>(shape.channels), input.const_data_ptr<float>(),
-                out.mutable_data_ptr<float>(), [&](auto& vertices, float* rows, float alpha) {
-                  vertices.filter(static_cast<const float*>(rows), nullptr, reverse);
-                  vertices.slice(alpha, nullptr, false, rows);
-                });
+                out.mutable_data_ptr<float>(), one_way(reverse));
   return from_float(out, values.scalar_type());
 }
 

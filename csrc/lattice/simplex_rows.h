@@ -36,47 +36,38 @@ DEEPLAB_FAST_INLINE void for_parts(Body&& body) {
   if constexpr (kLeft > kPart) for_parts<kLanes, kFirst + kPart>(body);
 }
 
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 // Calls body.template run<kLanes>(first_lane, lanes) for walks that cover `lanes` (4, or a multiple of 8). With one
 // walk the number of lanes is a constant there.
 template <class Body>
 DEEPLAB_FAST_INLINE void for_walks(int lanes, Body&& body) {
-  const auto walk = [&](int lane, int count, int64_t of_row) {
-    switch (count) {
-      case 4:
-        return body.template run<4>(lane, of_row);
-      case 8:
-        return body.template run<8>(lane, of_row);
-      case 16:
-        return body.template run<16>(lane, of_row);
-      case 24:
-        return body.template run<24>(lane, of_row);
-      default:
-        return body.template run<kMostWalked>(lane, of_row);
-    }
+  const auto walk = [&](auto count, int lane) {
+    constexpr int kLanes = decltype(count)::value;
+    if (lanes == kLanes) return body.template run<kLanes>(0, kLanes);
+    body.template run<kLanes>(lane, lanes);
   };
-  switch (lanes) {
+  int lane = 0;
+  for (; lane + kMostWalked <= lanes; lane += kMostWalked) walk(Constant<kMostWalked>(), lane);
+  switch (lanes - lane) {
     case 4:
-      return body.template run<4>(0, 4);
+      return walk(Constant<4>(), lane);
     case 8:
-      return body.template run<8>(0, 8);
+      return walk(Constant<8>(), lane);
     case 16:
-      return body.template run<16>(0, 16);
+      return walk(Constant<16>(), lane);
     case 24:
-      return body.template run<24>(0, 24);
-    case kMostWalked:
-      return body.template run<kMostWalked>(0, kMostWalked);
+      return walk(Constant<24>(), lane);
     default:
-      for (int lane = 0; lane < lanes; lane += kMostWalked)
-        walk(lane, lanes - lane < kMostWalked ? lanes - lane : kMostWalked, lanes);
+      return;
   }
 }
 
 // Calls body(count) with a constant where the rows of that many corners fit the registers, else with 0, which stands
 // for view.corners.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
 template <class Body>
 DEEPLAB_FAST_INLINE void by_corners(int corners, Body&& body) {
   switch (corners) {

@@ -45,17 +45,13 @@ def pairwise_energy(values: Tensor, features: Tensor, inside: Tensor | None = No
     return energy
 
 
-def _reference(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
-    return _energy(values, features, inside, factor)
-
-
 def _cuda(values: Tensor, features: Tensor, inside: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
     """The filtering by a kernel; the passes over pixels before and after are torch's."""
     takes = kernel_takes(values, [features], inside)
-    return _energy(values, features, inside, factor, _both_ways_cuda if takes else None)
+    return _reference(values, features, inside, factor, _both_ways_cuda if takes else None)
 
 
-def _energy(
+def _reference(
     values: Tensor,
     features: Tensor,
     inside: Tensor | None,

@@ -135,6 +135,7 @@ def test_taps_inside_a_map():
 def test_registers_are_those_of_the_compiled_library():
     known = gpu_model.compiled_registers()
     if not known:
+        # Without nvcc the CUDA library is not built, and cuobjdump comes with nvcc.
         pytest.skip("there is no cuobjdump, or no CUDA library")
     for chip in gpu_model.CHIPS.values():
         assert set(known) >= {chip.architecture}

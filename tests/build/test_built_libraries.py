@@ -92,6 +92,7 @@ def test_only_headers_of_the_stable_abi_are_included(tmp_path: Path):
 @pytest.fixture(params=sorted(_native.LIBRARIES))
 def library(request: pytest.FixtureRequest) -> Path:
     if shutil.which("nm") is None or shutil.which("readelf") is None:
+        # Of binutils: a machine that only installs a wheel has none.
         pytest.skip("there is no nm or no readelf")
     path = _native.LIBRARIES[request.param]
     require_built(path)

@@ -149,7 +149,8 @@ def resident() -> int:
 def test_threads_leave_nothing_after_release_memory():
     """All that is left is what the C library cannot give back: its own way of doing so finds nothing more."""
     if package._backend.core().isa() == "numpy":
-        pytest.skip("numpy keeps nothing")  # the compiled core is optional, and what its threads keep is looked at here
+        # The compiled core is optional, and what its threads keep is looked at here.
+        pytest.skip("numpy keeps nothing")
     out = python(
         """
         import ctypes, gc, threading

@@ -156,7 +156,7 @@ def test_instruction_sets(name: str):
         [sys.executable, "-c", code], cwd=Path(__file__).parent, env={**with_path(), "DEEPLAB_FAST_ISA": name},
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    if "does not have it" in run.stderr:
+    if "does not have it" in run.stderr:  # every set is built, and processors differ
         pytest.skip(f"this processor has no {name}")
     assert run.returncode == 0, run.stderr
 

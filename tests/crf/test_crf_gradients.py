@@ -93,6 +93,7 @@ def test_written_out_gradient_is_that_of_autograd(iterations: int):
         gradients = reference.dense_crf_backward(
             grad, unary, features, compat, iterations, normalization, held, True, True
         )
+        # In float64; sums are taken in another order.
         torch.testing.assert_close(gradients, list(expected), rtol=1e-9, atol=1e-12)
 
 

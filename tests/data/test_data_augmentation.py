@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -158,11 +160,17 @@ def test_wrong_entries(entries, said):
     assert said in str(caught.value)
 
 
-def test_a_training_has_it_with_any_number_of_workers(tmp_path, monkeypatch):
-    # Beside workers a training has fewer threads, which round otherwise.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in a worker process: with several, torch's bilinear interpolation rounds a value here and there otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_has_it_with_any_number_of_workers(tmp_path):
     root = write_set(tmp_path)
     recipe = {"iterations": 2, "rotation": 20, "color_jitter": {"hue": 0.1, "brightness": 0.3}, "blur": {}}
     plain, *others = (tmp_path / name for name in ("plain", "here", "worker"))
@@ -173,7 +181,6 @@ def test_a_training_has_it_with_any_number_of_workers(tmp_path, monkeypatch):
     assert logged(others[0])[0] != logged(plain)[0]
     models = [checkpoints.load(output / "last.pth")["model"] for output in others]
     assert differences(*models) == []
-    torch.set_num_threads(threads)
 
 
 def test_pillow_rotates_to_the_same_side():
