@@ -264,7 +264,7 @@ def test_workers_that_cannot_start_end_the_run(folder):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_stopped_runs_say_how_far_they_are_and_leave_nothing_half_done(tmp_path, number, code):
-    make_set(tmp_path, 300, 96, 128)
+    make_set(tmp_path, 40, 96, 128)
     process = killed_runs.command(tmp_path, "out")
     while not killed_runs.results(tmp_path / "out").keys() - {"settings.json"}:
         time.sleep(0.005)
@@ -272,7 +272,7 @@ def test_stopped_runs_say_how_far_they_are_and_leave_nothing_half_done(tmp_path,
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == code, text
-    assert re.search(r"note: stopped at \d+ of 300 images; the same command goes on with the others", text)
+    assert re.search(r"note: stopped at \d+ of 40 images; the same command goes on with the others", text)
     assert not any(child.is_running() for child in children)
     assert not any(killed_runs.is_partial(name) for name in written(tmp_path / "out"))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,8 @@ def command(root: Path, out: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "deeplab_fast", *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A shell has what it starts in the background ignore Ctrl-C, and what that starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
